@@ -200,10 +200,9 @@ class SetMetrics(Gathered):
         truth, counted = _annotated("SetMetrics", truth, num_truths, len(moments))
         given, found = valid.sum(dim=1).cpu(), counted.sum(dim=1).cpu()
         ious = temporal_iou(moments.double()[:, :, None], truth.double()[:, None]).cpu()
-        rows = zip(ious, given.tolist(), found.tolist(), strict=True)
         matched = [
-            [count_matches((iou[:n, :m] > threshold).tolist()) for threshold in self.thresholds]
-            for iou, n, m in rows
+            [count_matches((iou > threshold).tolist()) for threshold in self.thresholds]
+            for iou in ious.masked_fill(~(valid[..., None] & counted[:, None]).cpu(), -1)
         ]
         counts = torch.tensor(matched, dtype=torch.float64).view(-1, len(self.thresholds))
         self._rows.append((counts, given, found))

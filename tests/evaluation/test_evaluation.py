@@ -284,8 +284,9 @@ def test_regressors_take_one_step(model, dataset):
     text = "evaluate: expected one pass for a MomentLocalizer, which is not generative, got"
     with refuses(ArgumentError, text):
         evaluate(plain, dataset, num_inference_steps=2)
-    with refuses(ArgumentError, "which is not generative, got num_samples = 3."):
-        evaluate(plain, dataset, num_samples=3)
+    for name, value in (("num_samples", 3), ("eta", 0.5)):
+        with refuses(ArgumentError, f"which is not generative, got {name} = {value}."):
+            evaluate(plain, dataset, **{name: value})
 
 
 def test_samples_and_ranking_are_passed_on(model, dataset):

@@ -949,6 +949,9 @@ class TestDeterministicTwin:
         text = "expected one step, as the model is deterministic, got num_inference_st"
         with refuses(ArgumentError, text):
             twin.localize(**inputs, num_inference_steps=5)
+        for name, value in (("eta", 0.5), ("callback", print)):
+            with refuses(ArgumentError, f"expected no {name}, as the model is deterministic, got"):
+                twin.localize(**inputs, **{name: value})
 
     def test_survives_saving(self, tmp_path):
         _, twin = self.twins()

@@ -271,6 +271,8 @@ class TestAnswers:
         text = f"expected a generative model for num_samples, got {name}."
         with refuses(ArgumentError, text):
             pipe(video, QUERIES, num_samples=3)
+        with refuses(ArgumentError, "expected a generative model for callback_on_step_end, got"):
+            pipe(video, QUERIES, callback_on_step_end=print)
         text = f"expected a generative model for return_steps, got {name}."
         with refuses(ArgumentError, text):
             pipe(video, QUERIES, return_steps=True)
@@ -345,7 +347,7 @@ class TestVideos:
         path = write_video(tmp_path / "one.mp4", make_pictures(4))
         pipe = make_pipe(frame_encoder=copy.deepcopy(frame_encoder), fps=4.0)
         first = pipe.encode_video(path).features
-        assert pipe.encode_video(path).features is first
+        assert torch.equal(pipe.encode_video(path).features, first)
         with torch.no_grad():
             for weight in pipe.frame_encoder.parameters():
                 weight.mul_(0.5)
@@ -355,6 +357,8 @@ class TestVideos:
         assert torch.equal(pipe.encode_video(path).features, first)
         pipe.register_to_config(fps=2.0)
         assert len(pipe.encode_video(path).features) == len(first) // 2
+        with refuses(ArgumentError, "expected frame_rate only for frames, got 8."):
+            pipe(first, "the door", frame_rate=8)  # of features, it would be ignored
 
     @pytest.mark.exhaustive
     def test_the_real_video(self, pipe):

@@ -60,9 +60,8 @@ def localize_batch(
     if model.is_generative:
         options["generator"] = [torch_generator_for(seed, position) for position in positions]
     else:
-        options.pop("eta", None)
-        for name in ("num_inference_steps", "num_samples"):
-            if (value := options.pop(name, None)) not in (None, 1):
+        for name, plain in (("num_inference_steps", 1), ("num_samples", 1), ("eta", 0)):
+            if (value := options.pop(name, None)) not in (None, plain):
                 expected = f"one pass for a {type(model).__name__}, which is not generative"
                 raise ArgumentError(message("evaluate", expected, f"{name} = {value}"))
     return model.localize(

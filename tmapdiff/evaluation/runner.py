@@ -121,8 +121,8 @@ def evaluate(
             localizes a different share of the queries, and all return the whole evaluation.
 
     Raises:
-        ArgumentError: If the data set is empty or does not suit the protocol, steps or samples are
-            requested from a model that is not generative, or as `MapLocalizer.localize`.
+        ArgumentError: If the data set is empty or does not suit the protocol, steps, samples or
+            `eta` are requested from a model that is not generative, or as `MapLocalizer.localize`.
         ConfigError: If the ranking, protocol or kind of answer is unknown.
 
     Source: Hendricks et al., arXiv 1708.01641 (`didemo`); Lei et al., arXiv 2107.09609

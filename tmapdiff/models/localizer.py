@@ -369,8 +369,8 @@ class MomentLocalizer(MapLocalizer):
 
         Raises:
             ShapeError: If a shape does not fit.
-            ArgumentError: If `num_inference_steps` or `eta` is out of range, or the solver does not
-                support `eta`.
+            ArgumentError: If `num_inference_steps` or `eta` is out of range, the solver does not
+                support `eta`, or a deterministic localizer is given `eta`, `noise` or a callback.
         """
         run = self._begin(features, num_clips, num_inference_steps)
         return self._denoise(run, noise, eta, generator, callback)
@@ -403,17 +403,21 @@ class MomentLocalizer(MapLocalizer):
         generator: Generators,
         callback: StepCallback | None,
     ) -> Tensor:
+        who = "MomentLocalizer.sample_maps"
         scheduler, objective, mask = self.scheduler, self.objective, run.mask
+        check_generators(who, generator, run.batch)
+        check_range(who, "eta", eta, 0, 1)
         if self.config.deterministic:
+            for name, value in (("eta", eta or None), ("noise", noise), ("callback", callback)):
+                if value is not None:
+                    expected = f"no {name}, as the model is deterministic"
+                    raise ArgumentError(message(who, expected, "one"))
             empty = torch.zeros(run.batch, run.grid.num_cells, device=mask.device)
             scaled = scheduler.scale_model_input(empty, run.timesteps[0]).to(self.dtype)
             maps = objective.activation(run.decoder.denoise(scaled, 0).float())
             return maps.masked_fill(~mask, 0)
 
         # 1. Start from noise.
-        who = "MomentLocalizer.sample_maps"
-        check_generators(who, generator, run.batch)
-        check_range(who, "eta", eta, 0, 1)
         if noise is None:
             noise = self._draw(run, generator)
         check_shape(who, "noise", noise, f"{run.batch} {run.grid.num_cells}")

@@ -7,6 +7,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -359,16 +360,20 @@ class MomentLocalizationPipeline(DiffusionPipeline):
         Raises:
             ConfigError: If `video` is not features, and there is no `frame_encoder`.
             FeatureError: If features do not have the model's channels, or are not finite.
-            ArgumentError, FileError, VideoError: As `open_video`.
+            ArgumentError, FileError, VideoError: As `open_video`; if `frame_rate` is given for
+                anything but frames.
             MissingDependencyError: If no video decoder is installed.
         """
+        who, is_array = type(self).__name__, isinstance(video, np.ndarray | Tensor)
+        if frame_rate is not None and not (is_array and video.ndim != 2):  # type: ignore[union-attr]
+            raise ArgumentError(message(who, "frame_rate only for frames", frame_rate))
         if isinstance(video, VideoFeatures):
             return self._checked(video)
         if isinstance(video, np.ndarray | Tensor) and video.ndim == 2:
             if self.config.fps is None:
                 expected = "the pipeline's fps for features that are a tensor"
                 hint = "Pass a VideoFeatures, which has the length of a feature."
-                raise ArgumentError(message(type(self).__name__, expected, "none", hint))
+                raise ArgumentError(message(who, expected, "none", hint))
             stride = 1 / self.config.fps
             return self._checked(VideoFeatures(torch.as_tensor(video), stride, len(video) * stride))
         track = False
@@ -378,7 +383,7 @@ class MomentLocalizationPipeline(DiffusionPipeline):
             got = "a text track" if track else type(video).__name__
             hint = "For videos, pass frame_encoder and fps, or use from_two_towers (--zero-shot); "
             hint += "for text tracks, use from_text_encoder (--text-encoder)."
-            raise ConfigError(message(type(self).__name__, "features of the video", got, hint))
+            raise ConfigError(message(who, "features of the video", got, hint))
         key = _identity(video)
         if key is not None:
             encoder = self.text_encoder if track else self.frame_encoder
@@ -386,7 +391,7 @@ class MomentLocalizationPipeline(DiffusionPipeline):
         with _LOCK:
             if key is not None and key in self._videos:
                 self._videos.move_to_end(key)
-                return self._videos[key]
+                return _copied(self._videos[key])
         if track:
             features = self._encode_track(video)
         else:
@@ -397,7 +402,7 @@ class MomentLocalizationPipeline(DiffusionPipeline):
         self._checked(features)
         if key is not None:
             with _LOCK:
-                self._videos[key] = features
+                self._videos[key] = _copied(features)
                 while len(self._videos) > _KEPT_VIDEOS:
                     self._videos.popitem(last=False)
         return features
@@ -545,8 +550,9 @@ class MomentLocalizationPipeline(DiffusionPipeline):
             pairs = pairs or "product"
         videos, queries = _paired(who, video, query, pairs)
         check_generators(who, generator, len(queries))
+        steps = {"return_steps": return_steps, "callback_on_step_end": callback_on_step_end}
         sampling = self._sampling(
-            return_steps, num_inference_steps=num_inference_steps, num_samples=num_samples, eta=eta
+            steps, num_inference_steps=num_inference_steps, num_samples=num_samples, eta=eta
         )
         reading: dict[str, Any] = {"top_n": top_n, "ranking": ranking}
         reading |= {"nms_threshold": nms_threshold, "temperature": temperature}
@@ -602,7 +608,7 @@ class MomentLocalizationPipeline(DiffusionPipeline):
             words = [one if isinstance(one, TmapdiffError) else one[0] for one in each]
         return words
 
-    def _sampling(self, return_steps: bool, **given: Any) -> dict[str, Any]:
+    def _sampling(self, steps: Mapping[str, Any], **given: Any) -> dict[str, Any]:
         """Check the sampling options; return the arguments of `draw_samples`."""
         who, kind = type(self).__name__, type(self.localizer).__name__
         chosen = {name: value for name, value in given.items() if value is not None}
@@ -615,8 +621,8 @@ class MomentLocalizationPipeline(DiffusionPipeline):
             return {"num_samples": self.localizer.config.num_samples, **chosen}
         one_pass = {"num_inference_steps": 1, "num_samples": 1, "eta": 0}
         changed = [name for name, value in chosen.items() if value != one_pass[name]]
-        if changed or return_steps:
-            expected = f"a generative model for {', '.join(changed) or 'return_steps'}"
+        if changed := [*changed, *(name for name, value in steps.items() if value)]:
+            expected = f"a generative model for {', '.join(changed)}"
             raise ArgumentError(message(who, expected, kind))
         return {}
 
@@ -844,6 +850,11 @@ def _identity(video: Any) -> tuple[Any, ...] | None:
     except (OSError, ValueError):  # opening it will raise an error
         return None
     return (os.path.realpath(video), status.st_size, status.st_mtime_ns)
+
+
+def _copied(video: VideoFeatures) -> VideoFeatures:
+    """Copy features, as callers may change what they get."""
+    return replace(video, features=video.features.clone())
 
 
 def _misfit_of_text(
