@@ -1,4 +1,5 @@
 import json
+import math
 import subprocess
 import sys
 from itertools import chain, islice, permutations
@@ -29,7 +30,7 @@ class WithoutGraphs(OnnxLocalizer):
     """Reads moments off maps, with only a grid."""
 
     def __init__(self, grid: MapGrid, target: str = "full") -> None:
-        self.info = {"target": target, "nms_threshold": 0.49}
+        self.info = {"target": target, "nms_threshold": 0.5}
         self._set_up_moments(grid.num_clips, grid.num_anchors, grid.num_scales)
 
 
@@ -52,8 +53,8 @@ def test_moments_are_read_off_maps_as_the_library_does(target):
     np.maximum.at(own, (slice(None), reader._places), maps.numpy()[:, reader._valid])
     own[:, reader.moments[:, 1] > 13] = -np.inf
     assert np.array_equal(own, scores.numpy())
-    expected = rank_candidates(candidates, scores, top_n=4)
-    found = reader._pick_highest(own[0], 4, False)
+    expected = rank_candidates(candidates, scores, top_n=20, nms_threshold=0.5)
+    found = reader._pick_highest(own[0], 20, False)
     assert [moment for moment, _ in found] == expected.clips[0].tolist()
     for first in (False, True):
         expected = rank_candidates_by_expected_hits(
@@ -170,6 +171,9 @@ def test_what_does_not_fit_is_refused_in_a_line(exported, tmp_path):
         onnx(features, ["person " * 9])
     with refuses(ArgumentError, "a list of queries"):
         onnx(features, "person")
+    for stride in (0, math.inf):
+        with refuses(ArgumentError, f"expected seconds_per_feature in (0, inf), got {stride}."):
+            onnx(features, ["person"], duration=5.0, seconds_per_feature=stride)
     with refuses(ConfigError, "expected ranking to be"):
         onnx(features, ["person"], ranking="best")
     with refuses(CheckpointError, "OnnxLocalizer: cannot load"):

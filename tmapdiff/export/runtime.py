@@ -230,10 +230,11 @@ class OnnxLocalizer:
             raise FeatureError(message(who, expected, rows.shape))
         if not np.isfinite(rows).all():
             raise FeatureError(message(who, "finite features", "NaN or infinity"))
-        if duration is None:
-            stride = stride or (1 / info["fps"] if info["fps"] else 0)
-            check_range(who, "seconds_per_feature", stride, 0, open_low=True)
-            duration = len(rows) * stride
+        if stride is None and duration is None and info["fps"]:
+            stride = 1 / info["fps"]
+        if stride is not None or duration is None:
+            stride = check_range(who, "seconds_per_feature", stride, 0, open_low=True)
+            duration = len(rows) * stride if duration is None else duration
         duration = check_range(who, "duration", duration, 0, open_low=True)
         most, each, seconds = info["grid"]["num_clips"], info["features_per_clip"], None
         count, longest = most, info["longest_seconds"]
