@@ -187,6 +187,8 @@ def test_the_loss_is_the_cross_entropy_to_a_power_of_the_iou() -> None:
             total += want / (sum(wanted) or 1) * (log_sum - logit)
     loss = loss_of(model, batch)
     assert loss.item() == pytest.approx(total / 3, rel=1e-5)
+    # So, several processes weight their shares by queries.
+    assert int(model.count_cells(batch.features, batch.num_clips)) == 3
     loss.backward()
     assert bool(model.weight.grad.isfinite().all())
     assert bool((model.weight.grad != 0).any())

@@ -260,6 +260,10 @@ class SimilarityLocalizer(MapLocalizer):
         wanted = self._wanted(_pick(candidates, iou, num_clips, 0))
         return -(wanted * logs.masked_fill(wanted == 0, 0)).sum(1).mean()
 
+    @override
+    def count_cells(self, features: Tensor, num_clips: Tensor | None = None) -> Tensor:
+        return torch.tensor(len(features), device=features.device)  # the loss is a mean over queries
+
     def _wanted(self, iou: Tensor) -> Tensor:
         """Compute the target probability of each candidate from its IoU; both are (B, M)."""
         power = iou**self.config.target_power
