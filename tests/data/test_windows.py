@@ -90,3 +90,10 @@ def test_a_moment_of_just_the_window_s_clips_is_inside(clip_seconds):
         moment = (first * clip_seconds, (first + CLIPS) * clip_seconds)
         item = Annotation(0, "v", "a", 40 * clip_seconds, (moment,))
         assert draw_window(item, clip_seconds, CLIPS, 40)[0] == first
+
+
+def test_half_of_another_moment_is_too_little():
+    item = Annotation(0, "v", "a", 12.0, ((0.0, 8.0), (6.0, 10.0)))
+    torch.manual_seed(0)
+    drawn = [draw_window(item, 1.0, CLIPS, 12) for _ in range(20)]
+    assert {window.moments for first, window in drawn if first == 0} == {((0.0, 8.0),)}

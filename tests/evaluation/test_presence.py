@@ -153,6 +153,14 @@ def test_a_model_tells_what_it_was_fitted_to_tell_and_so_does_the_saved_one(
         fit_presence(model, plain)
 
 
+def test_presence_is_fitted_with_the_noise_of_the_seed(plain, mixed):
+    model = make_model(plain).eval()
+    for one in model.parameters():
+        torch.nn.init.normal_(one, std=0.3)
+    weights = [fit_presence(model, mixed, seed=seed).config.presence_weights for seed in (0, 0, 1)]
+    assert weights[0] == weights[1] != weights[2]
+
+
 def test_queries_that_are_drawn_anew_are_not_evaluated(model, plain):
     drawn = plain.with_negatives(0.5)
     for judge in (

@@ -83,6 +83,16 @@ def test_what_is_there_is_the_set(count):
     assert bool((found.scores[~found.valid] == -torch.inf).all())
 
 
+@pytest.mark.parametrize("samples", [(), (2,)])
+def test_no_moment_is_the_answer_where_one_is_as_good(samples):
+    options = {"target": rescale_iou, "thresholds": [0.0]}  # so that its F1 is 1
+    scores = torch.ones(2, *samples, 1)
+    found = read_moment_sets(
+        torch.tensor([[0, 4]]), scores, presence=torch.tensor([0.5, 0.501]), **options
+    )
+    assert found.num_moments.tolist() == [0, 1]
+
+
 def test_f1_of_pairs_is_that_of_the_best_matching():
     # Neighbors hit the same moment, which counts once, whichever set is the truth.
     sets = [[(0, 10), (0, 9)], [(0, 10)], [(0, 10), (11, 16)], [(4, 7), (8, 10)], []]

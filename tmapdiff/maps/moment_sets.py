@@ -77,7 +77,7 @@ def read_moment_sets(
     `deconvolve_map`, these may sum to more than 1. That is exact for the rescaled IoU of separate
     moments, and nearly so for the full IoU. Candidates are then picked as in
     `rank_by_expected_hits`, and the first picks with the highest expected F1 form the set, or none
-    if the empty set's is higher.
+    if the empty set's is as high.
 
     With several samples, a set is read from each. The answer is the one with the highest mean F1
     against all (minimum Bayes risk), which keeps the moments that occur together; a mean of maps

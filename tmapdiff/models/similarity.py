@@ -262,7 +262,9 @@ class SimilarityLocalizer(MapLocalizer):
 
     @override
     def count_cells(self, features: Tensor, num_clips: Tensor | None = None) -> Tensor:
-        return torch.tensor(len(features), device=features.device)  # the loss is a mean over queries
+        return torch.tensor(
+            len(features), device=features.device
+        )  # the loss is a mean over queries
 
     def _wanted(self, iou: Tensor) -> Tensor:
         """Compute the target probability of each candidate from its IoU; both are (B, M)."""
