@@ -334,6 +334,12 @@ def test_sets_are_matched_one_to_one_in_the_best_way(queries, returned, annotate
     assert found["Set-exact"] == pytest.approx(100 * sum(exact) / queries)
 
 
+def test_an_iou_of_just_the_threshold_matches_nothing():
+    metrics = SetMetrics(thresholds=(0.5, 0.4))
+    metrics.update(torch.tensor([[[0.0, 10.0]]]), torch.tensor([[0.0, 5.0]]))
+    assert [metrics.compute()[f"Set-F1@{m}"] for m in (0.5, 0.4)] == [0, 100]
+
+
 def test_sets_need_queries_thresholds_and_shapes():
     with refuses(ArgumentError, "at least one query"):
         SetMetrics().compute()

@@ -93,6 +93,20 @@ def test_no_moment_is_the_answer_where_one_is_as_good(samples):
     assert found.num_moments.tolist() == [0, 1]
 
 
+def test_scores_are_probabilities_of_a_hit():
+    # A moment that is there or not, and two that one answer hits.
+    shares = {(0, 7): 0.6}, {(0, 7): 1.0, (0, 8): 1.0}
+    maps = [expect_map(CANDIDATES, intensity(one), rescale_iou) for one in shares]
+    found = read(torch.cat(maps), num_iterations=300)
+    assert found.presence.tolist() == pytest.approx([0.6, 1], abs=0.01)
+    assert found.scores[:, 0].tolist() == pytest.approx([0.6, 1], abs=0.02)
+
+
+def test_a_given_presence_does_not_fill_empty_samples():
+    samples = maps_of((), (), (), EVENTS[:1])[None]
+    assert sets_of(read(samples, presence=torch.tensor([0.9]))) == [EVENTS[:1]]
+
+
 def test_f1_of_pairs_is_that_of_the_best_matching():
     # Neighbors hit the same moment, which counts once, whichever set is the truth.
     sets = [[(0, 10), (0, 9)], [(0, 10)], [(0, 10), (11, 16)], [(4, 7), (8, 10)], []]
