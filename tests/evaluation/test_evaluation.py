@@ -154,15 +154,17 @@ def test_predictions_of_other_queries():
         evaluate_predictions([], annotations[:0])
 
 
-def test_prior_is_the_share_of_moments_that_each_cell_hits(dataset):
+@pytest.mark.parametrize("threshold", [0.5, 0.0])
+def test_prior_is_the_share_of_moments_that_each_cell_hits(dataset, threshold):
     grid = MapGrid(**GRID)
-    prior = fit_moment_prior(grid, dataset, threshold=0.5)
+    prior = fit_moment_prior(grid, dataset, threshold=threshold)
     cells, mask = grid.packed_moments(), grid.packed_mask()
     for cell in range(grid.num_cells):
         hits = 0
         for item in dataset.annotations:
             seconds = cells[cell].double() * (item.duration / grid.num_clips)
-            hits += bool(temporal_iou(seconds, torch.tensor(item.moments[0]).double()) > 0.5)
+            truth = torch.tensor(item.moments[0]).double()
+            hits += bool(temporal_iou(seconds, truth) > threshold)
         expected = hits / len(dataset) if mask[cell] else 0
         assert prior[cell].item() == pytest.approx(expected, abs=1e-6)
 

@@ -71,13 +71,13 @@ def test_auroc_is_the_share_of_pairs_in_order():
 
 
 def test_metrics_of_presence():
-    presence = torch.tensor([0.9, 0.8, 0.4, 0.2], dtype=torch.float64)
+    presence = torch.tensor([0.9, 0.8, 0.5, 0.2], dtype=torch.float64)
     present = torch.tensor([True, False, True, False])
     found = presence_metrics(presence, present)
     assert list(found) == [f"Presence-{name}" for name in PRESENCE]
     assert found["Presence-AUROC"] == pytest.approx(75)
     assert found["Presence-Accuracy"] == pytest.approx(50)
-    assert found["Presence-Brier"] == pytest.approx(100 * (0.01 + 0.64 + 0.36 + 0.04) / 4)
+    assert found["Presence-Brier"] == pytest.approx(100 * (0.01 + 0.64 + 0.25 + 0.04) / 4)
     assert found["Presence-AURC"] == pytest.approx(100 * (0 + 1 / 2 + 1 / 3 + 1 / 2) / 4)
 
 

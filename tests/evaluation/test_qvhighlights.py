@@ -125,6 +125,13 @@ def test_equals_loops():
     assert found == pytest.approx({key: 100 * float(one) for key, one in expected.items()})
 
 
+def test_of_moments_that_fit_equally_the_last_is_found():
+    item = Annotation(0, "v", "a query", 20.0, ((0.0, 8.0), (4.0, 12.0)))
+    prediction = Prediction(0, "a query", "v", ((0.0, 12.0, 0.9), (0.0, 8.0, 0.8)))
+    found = evaluate_predictions([prediction], AnnotationSet([item]), protocol="qvhighlights")
+    assert found["MR-full-mAP@0.5"] == 100
+
+
 @pytest.fixture(scope="module")
 def captions_root() -> Path:
     root = Path(os.environ.get("TMAPDIFF_DATA_ROOT", ""), "qvhighlights_captions")

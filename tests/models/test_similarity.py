@@ -195,16 +195,21 @@ def test_the_loss_is_the_cross_entropy_to_a_power_of_the_iou() -> None:
 
 
 def test_fitting_ends_at_the_minimum_of_loss_and_decay() -> None:
-    model, batch = localizer(), training_batch()
+    model, batch, other = localizer(), queries_of(training_batch(), 0, 1), localizer()
     before = loss_of(model, batch).item()
     after = model.fit([batch], weight_decay=0.01)
     assert after < before
+    # Queries without a moment have no effect.
+    assert other.fit([training_batch()] + [queries_of(training_batch(), 2)] * 9, weight_decay=0.01)
+    assert_close(other.weight, model.weight)
+    assert_same(other.temperature, model.temperature)
     temperature = float(model.temperature)
     model.temperature.fill_(1.0)
     own = loss_of(model, batch)
     own.backward()
     # The contrasts of all candidates, by loops.
-    contrasts = model.encoder.packed(batch.features, batch.words, NUM_WORDS, batch.num_clips)
+    given = (batch.features, batch.words, batch.num_words, batch.num_clips)
+    contrasts = model.encoder.packed(*given)
     moments = [tuple(one) for one in model.grid.packed_moments().tolist()]
     rows = [
         contrasts[sample, :, moments.index(one)]
@@ -256,8 +261,8 @@ def test_fitting_on_what_tells_nothing_is_refused_and_changes_nothing() -> None:
     who, features = "SimilarityLocalizer.fit: expected", batch.features.clone()
     features[0, 3, 2] = torch.inf
     for part, text in (
-        (queries_of(batch, 2), "at least one query, got 1 with no moment that a candidate"),
-        (queries_of(batch), "at least one query, got none."),
+        (queries_of(batch, 2), "at least one query with a moment that a candidate overlaps, got"),
+        (queries_of(batch), "at least one query with a moment that a candidate overlaps, got"),
         (replace(batch, features=features), "finite features, got NaN or infinity."),
     ):
         with refuses(ArgumentError, f"{who} {text}"):

@@ -144,8 +144,7 @@ def clip_precision(scores: Tensor, positive: Tensor, counted: Tensor) -> Tensor:
     before = pad(found.masked_fill(~last, 0).cummax(dim=1)[0][:, :-1], (1, 0))
     reached = last & (found > before)
     best = _best_from_here(precision.masked_fill(~last, 0))
-    mean = (best * reached).sum(dim=1) / reached.sum(dim=1).clamp(min=1)
-    return mean.masked_fill((positive == counted).all(dim=1), 1)
+    return (best * reached).sum(dim=1) / reached.sum(dim=1).clamp(min=1)
 
 
 def _best_from_here(precision: Tensor) -> Tensor:

@@ -286,7 +286,7 @@ class SimilarityLocalizer(MapLocalizer):
             weight_decay: Factor of the squared weights in the loss, for contrasts of unit size.
 
         Returns:
-            Mean loss per query, including decay.
+            Mean loss per query with a moment, including decay.
 
         Raises:
             ArgumentError: If no query has a moment that a candidate overlaps, features are not
@@ -298,10 +298,11 @@ class SimilarityLocalizer(MapLocalizer):
             return self._fit(who, [self._part(batch) for batch in batches], weight_decay)
 
     def _fit(self, who: str, parts: Sequence["_FitPart"], weight_decay: float) -> float:
+        parts = [part for part in parts if len(part.wanted)]
         total = sum(len(part.wanted) for part in parts)
-        if not any(bool(part.wanted.any()) for part in parts):
-            got = f"{total} with no moment that a candidate overlaps" if total else "none"
-            raise ArgumentError(message(who, "at least one query", got))
+        if not total:
+            expected = "at least one query with a moment that a candidate overlaps"
+            raise ArgumentError(message(who, expected, "none"))
 
         # 1. Weights, for contrasts of unit size.
         sizes = _deviations(parts)
@@ -340,7 +341,9 @@ class SimilarityLocalizer(MapLocalizer):
         valid = ~picked.isnan()
         iou = picked.nan_to_num(0)
         rows = rearrange(contrasts[:, :, candidates.cells[:, 0]], "b c m -> b m c").contiguous()
-        return _FitPart(rows, valid, iou, self._wanted(iou), candidates)
+        wanted = self._wanted(iou)
+        kept = wanted.any(1)  # others would only weaken the loss against the decay
+        return _FitPart(*(one[kept] for one in (rows, valid, iou, wanted)), candidates)
 
     def _squared_errors(self, part: "_FitPart", temperatures: Tensor) -> Tensor:
         """Sum the squared errors of the maps at each of the temperatures, (n,)."""
@@ -349,7 +352,6 @@ class SimilarityLocalizer(MapLocalizer):
         valid, iou = (one.repeat(count, 1) for one in (part.valid, part.iou))
         maps = self._expect(scores.flatten(0, 1), valid, part.candidates)
         errors = (maps - self.objective.target(iou)).square().masked_fill(~valid, 0)
-        errors = errors * (iou > 0).any(1, keepdim=True)  # only queries with a moment
         return errors.unflatten(0, (count, -1)).sum((1, 2)).double()
 
     @answering
@@ -406,7 +408,7 @@ class _FitPart(NamedTuple):
         contrasts = self.contrasts.double()
         logits = (contrasts @ weight).masked_fill(~self.valid, -torch.inf)
         logs, wanted = logits.log_softmax(1), self.wanted.double()
-        # Targets sum to 1 for each query, or to 0 if no candidate overlaps a moment.
+        # Targets sum to 1 for each query, up to rounding.
         chances = logs.exp() * wanted.sum(1, keepdim=True)
         loss = -(wanted * logs.masked_fill(~self.valid, 0)).sum()
         mean = (chances[:, None] @ contrasts)[:, 0]
