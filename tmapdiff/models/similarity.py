@@ -343,7 +343,8 @@ class SimilarityLocalizer(MapLocalizer):
         rows = rearrange(contrasts[:, :, candidates.cells[:, 0]], "b c m -> b m c").contiguous()
         wanted = self._wanted(iou)
         kept = wanted.any(1)  # others would only weaken the loss against the decay
-        return _FitPart(*(one[kept] for one in (rows, valid, iou, wanted)), candidates)
+        rows, valid, iou, wanted = (one[kept] for one in (rows, valid, iou, wanted))
+        return _FitPart(rows, valid, iou, wanted, candidates)
 
     def _squared_errors(self, part: "_FitPart", temperatures: Tensor) -> Tensor:
         """Sum the squared errors of the maps at each of the temperatures, (n,)."""
