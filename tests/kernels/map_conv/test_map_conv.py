@@ -236,6 +236,14 @@ def test_spectra_are_kept_until_the_weight_changes(change, dtype) -> None:
     assert_same(second, transform.kernel(weight.detach()))
 
 
+def test_gradients_of_large_batches_do_not_overflow_in_half_precision() -> None:
+    x = torch.ones(8192, 1, 16, 16, dtype=torch.float16)
+    weight = torch.zeros(1, 1, 9, 9, dtype=torch.float16, requires_grad=True)
+    result = map_conv(x, weight, backend="spectral")
+    (found,) = torch.autograd.grad(result, weight, torch.full_like(result, 2**-19))
+    assert float(found[0, 0, 4, 4]) == pytest.approx(x.numel() * 2**-19, rel=1e-2)
+
+
 def test_spectra_are_those_of_what_is_asked_for() -> None:
     _, weight, _ = inputs(dtype=torch.float32)
     spectra = KernelSpectra()
