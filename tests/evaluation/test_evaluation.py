@@ -98,6 +98,11 @@ def twin(kind, model: MomentLocalizer, **changes):
     return kind(**{**fields, **changes})
 
 
+def test_there_is_no_rank_above_the_number_of_answers(model, dataset):
+    found, whole = (evaluate(model, dataset, top_n=n).metrics for n in (4, None))
+    assert found == {name: one for name, one in whole.items() if not name.startswith("Rank5")}
+
+
 def test_model_keeps_its_mode_and_progress_is_reported(model, dataset):
     seen = []
     model.train()

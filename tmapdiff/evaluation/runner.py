@@ -113,7 +113,8 @@ def evaluate(
         hit_thresholds: As for `MapLocalizer.localize`.
         answer: `ranked` or `set`, see `MapLocalizer.localize`.
         seed: Seed of the noise.
-        top_n: Moments per query. Defaults to 5, with `qvhighlights` to 10.
+        top_n: Moments per query. Defaults to 5, with `qvhighlights` to 10; with fewer than 5, there
+            is no Rank 5.
         batch_size: Queries per batch.
         protocol: Metrics to compute, see above.
         on_batch: Called after each batch with its number of queries, for a progress bar.
@@ -137,7 +138,9 @@ def evaluate(
         hint = "Protocol 'qvhighlights' evaluates this many moments."
         check_int(who, "top_n", top_n, at_least=MOST_WINDOWS, hint=hint)
     began, answers = time.perf_counter(), Answers(with_saliency=bool(annotations))
-    metrics, of_didemo, of_sets = LocalizationMetrics(), DiDeMoMetrics(), SetMetrics()
+    most = check_int(who, "top_n", top_n, at_least=1)
+    metrics = LocalizationMetrics([rank for rank in (1, 5) if rank <= most])
+    of_didemo, of_sets = DiDeMoMetrics(), SetMetrics()
     for batch, found in localize_all(
         model,
         dataset,
