@@ -280,6 +280,16 @@ def test_maps_are_read_in_valid_cells_only(ranking, value):
         model.read_moments(maps, seconds, **options)
 
 
+@pytest.mark.parametrize("answer", ["ranked", "set"])
+def test_cells_outside_all_windows_are_no_answers(answer):
+    model = make("MS-2D-TAN")
+    maps, held = torch.rand(2, 3, model.grid.num_cells), torch.rand(2, model.grid.num_cells) < 0.5
+    options: dict[str, Any] = {"held": held, "answer": answer}
+    found = model.read_moments(maps, torch.ones(2), **options).ranked
+    other = model.read_moments(maps.masked_fill(~held[:, None], 9), torch.ones(2), **options).ranked
+    assert_same(found.moments, other.moments)
+
+
 # Batches with videos of other lengths, and with videos without the event.
 
 
