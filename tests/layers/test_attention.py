@@ -111,6 +111,12 @@ class TestMapTransformerLayer(MaskArgumentContract):
         expected = attended + layer.feed_forward(attended)
         assert_close(layer(x), expected.mT[..., None])
 
+    def test_attention_has_dropout_in_training(self) -> None:
+        layer, x = randomize_(MapTransformerLayer(4, 3, 2, dropout=1.0)), draw(2, 4, 5, 1)
+        nothing = layer.attention_out.bias[:, None, None].expand_as(x)
+        assert_close(layer.train().attend(x, None, None), nothing)
+        assert float((layer.eval().attend(x, None, None) - nothing).detach().abs().max()) > 0.1
+
     def test_starts_as_the_identity(self) -> None:
         inputs = self.inputs(2)
         assert_close(self.make().eval()(**inputs), inputs["x"] * MASK)

@@ -95,9 +95,9 @@ def test_dropout_works_in_training_only() -> None:
     assert_same(block.eval()(x, time_embedding), without(x, time_embedding))
     assert bool((block.train()(x, time_embedding) != without(x, time_embedding)).any())
     everything = randomize_(StylizationBlock(8, 4, dropout=1.0)).train()
-    assert_same(
-        everything(x, time_embedding), everything.mlp.bias[:, None, None].expand_as(x).clone()
-    )
+    left = everything.mlp.bias[:, None, None].expand_as(x).clone()
+    assert_same(everything(x, time_embedding), left)
+    assert_same(everything.residual(x, everything.project_time(time_embedding)), x + left)
 
 
 @pytest.mark.parametrize(
