@@ -227,11 +227,12 @@ def test_fitting_ends_at_the_minimum_of_loss_and_decay() -> None:
 
 @pytest.mark.parametrize("size", [1e-3, 30.0, 1e4])
 def test_fitting_ends_there_from_wherever_it_starts(size: float) -> None:
-    batch, fresh, other = training_batch(), localizer(), randomized()
+    batch, fresh, other = training_batch(), localizer(), randomized(presence_weights=[1.0] * 4)
     expected = fresh.fit([batch])
     other.weight.data *= size
     assert other.fit([batch]) == pytest.approx(expected, rel=1e-6)
     assert_close(other.weight, fresh.weight)
+    assert other.config.presence_weights is None  # they were fitted on other maps
 
 
 def queries_of(batch: MomentBatch, *rows: int) -> MomentBatch:

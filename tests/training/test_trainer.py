@@ -102,7 +102,7 @@ def test_training_learns_and_moves_both_sets_of_weights(dataset, tmp_path):
 def test_weights_are_those_of_a_plain_loop(dataset, tmp_path):
     config = replace(CONFIG, epochs=2, learning_rate=1e-2, weight_decay=0.5, warmup=0.3)
     config = replace(config, gradient_clip=0.1, ema_decay=0.5)
-    model, batches = make_model(dataset, dropout=0.0), []
+    model, batches = make_model(dataset, dropout=0.0, presence_weights=[1.0, 1.0, 1.0]), []
     mine, average = (copy.deepcopy(model).double().train() for _ in range(2))
     trainer = make_trainer(dataset, tmp_path, config, model.double())
     before_steps(trainer, batches.append)
@@ -135,6 +135,7 @@ def test_weights_are_those_of_a_plain_loop(dataset, tmp_path):
     for found, expected in ((trainer.raw_model, mine), (trainer.ema_model, average)):
         for name, one in expected.state_dict().items():
             assert torch.allclose(found.state_dict()[name], one, rtol=1e-6, atol=1e-8), name
+        assert found.config.presence_weights is None  # they were fitted on maps before training
 
 
 def test_same_seed_gives_same_weights_and_another_seed_others(dataset, tmp_path):

@@ -277,8 +277,9 @@ class SimilarityLocalizer(MapLocalizer):
 
         The weights minimize the loss, which is convex, by Newton's method. The temperature then
         minimizes the squared error of the map, which calibrates the confidence. Queries without a
-        moment have no effect; for these, see `tmapdiff.evaluation.fit_presence`. It takes 4 bytes
-        per query, candidate and contrast (34 or more).
+        moment have no effect; for these, call `tmapdiff.evaluation.fit_presence` afterwards, as
+        presence weights are discarded. It takes 4 bytes per query, candidate and contrast (34 or
+        more).
 
         Args:
             batches: `MomentBatch`es, for example from a `DataLoader` of a `MomentDataset`. A few
@@ -323,6 +324,7 @@ class SimilarityLocalizer(MapLocalizer):
         # Start at zero: from a saturated softmax, Newton's steps lead far away.
         weight, smallest = minimize(loss, torch.zeros_like(sizes), _SMALLEST_GAIN)
         self.weight.copy_(weight / sizes)
+        self.register_to_config(presence_weights=None)  # fitted on other maps
 
         # 2. Temperature.
         tried = weight.new_tensor(_TEMPERATURES)

@@ -90,7 +90,7 @@ class Trainer:
     `training.json`, the configuration.
 
     Args:
-        model: The localizer, with its initial weights.
+        model: The localizer, with its initial weights. Presence weights are discarded.
         dataset: Training set, usually a `MomentDataset`, which `negatives` requires.
         config: Configuration of the training.
         output_dir: Folder of the run.
@@ -163,6 +163,8 @@ class Trainer:
         self._shown_loss = math.nan
 
         self.accelerator = self._make_accelerator(device)
+        if model.config.get("presence_weights") is not None:
+            model.register_to_config(presence_weights=None)  # fitted on maps before training
         self._is_sharded = prepare_sharding(self.accelerator)
         self._set_up_process()
         self.loader = self._loader_in_use = self._make_loader(dataset, queries)
