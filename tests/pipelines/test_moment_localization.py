@@ -216,6 +216,14 @@ class TestAnswers:
         assert as_tuple[0] == moments.moments
         assert len(as_tuple) == 4
 
+    def test_tuples_have_all_that_is_asked_for(self, pipe):
+        options = {"answer": "set", "pairs": "zip", "on_error": "skip", "generator": seeds(1)[0]}
+        found = pipe(make_features(21), QUERIES[:1], return_dict=False, **options)
+        presence, queries = found[-1], found[-2]
+        assert 0 <= presence[0] <= 1
+        assert queries == QUERIES[:1]
+        assert found[4] == [None]  # errors
+
     @pytest.mark.parametrize("parts", [{}, {"clip_seconds": 0.5}, {"durations": [5.0]}], ids=str)
     def test_saliency_is_read_off_the_map(self, parts):
         localizer = make_localizer(objective="mse-rescaled")

@@ -592,13 +592,15 @@ class MomentLocalizationPipeline(DiffusionPipeline):
                     bar.update(len(rows))
         found = [results[row] for row in range(len(queries))]
         answers = [None if isinstance(one, TmapdiffError) else one for one in found]
-        output = _output(answers, top_n, output_type, return_steps)
+        # In the constructor: diffusers' outputs leave fields that are set later out of tuples.
+        further: dict[str, Any] = {}
         if answer == "set":
-            output.presence = [math.nan if one is None else one.presence for one in answers]
+            further["presence"] = [math.nan if one is None else one.presence for one in answers]
         if pairs is not None:
-            output.videos, output.queries = videos, queries
+            further |= {"videos": videos, "queries": queries}
         if skip:
-            output.errors = [_error_of(one) for one in found]
+            further["errors"] = [_error_of(one) for one in found]
+        output = _output(answers, top_n, output_type, return_steps, further)
         return output if return_dict else output.to_tuple()
 
     def _words(self, queries: Sequence[str], skip: bool) -> Sequence[Tensor | TmapdiffError]:
@@ -764,7 +766,11 @@ class MomentLocalizationPipeline(DiffusionPipeline):
 
 
 def _output(
-    answers: Sequence[Answer | None], top_n: int, output_type: OutputType, return_steps: bool
+    answers: Sequence[Answer | None],
+    top_n: int,
+    output_type: OutputType,
+    return_steps: bool,
+    further: Mapping[str, Any],
 ) -> MomentLocalizationOutput:
     as_numpy = output_type == "np"
     moments: Any = [[] if one is None else one.moments for one in answers]
@@ -794,6 +800,7 @@ def _output(
         steps=maps("clean") if return_steps else None,
         noisy_steps=maps("noisy") if return_steps else None,
         windows=windows,
+        **further,
     )
 
 
