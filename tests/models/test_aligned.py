@@ -144,6 +144,17 @@ def test_each_part_can_be_alone_and_left_out(part: str) -> None:
     assert any("text_encoder" in name for name in names) == (part != "learned")
 
 
+def test_clips_are_counted_in_integers_of_any_size() -> None:
+    fusion, grid = AlignedFusion(4, 6, parts=("sentence", "sequence")), MapGrid(160, 2, 1)
+    given = fusion.similarities.embed(torch.randn(1, 320, 4))  # more rows than uint8 counts
+    query = fusion.similarities.embed_query(torch.randn(1, 2, 4), torch.tensor([2]))
+    (expected,), (found,) = (
+        fusion(given, query, grid, torch.tensor([150], dtype=dtype))
+        for dtype in (torch.int64, torch.uint8)
+    )
+    assert_same(found, expected)
+
+
 def test_the_scale_of_features_does_not_matter_without_the_learned_part() -> None:
     encoder, given = aligned(aligned_parts=ALL[:-1]).eval(), inputs()
     larger = {**given, "features": 9 * given["features"], "words": 7 * given["words"]}

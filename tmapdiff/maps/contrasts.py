@@ -220,7 +220,7 @@ class _Cells:
         self.inside = rows.new_ones(batch, 1, self.num_rows, dtype=torch.bool)
         if num_clips is not None:
             check_shape(who, "num_clips", num_clips, "B", {"B": batch})
-            num_clips = num_clips.to(rows.device)
+            num_clips = num_clips.to(rows.device).long()  # its product may not fit smaller integers
             self.counts = num_clips * each  # rows of each video
             places = torch.arange(self.num_rows, device=rows.device)
             self.inside = (places < self.counts[:, None])[:, None]

@@ -108,7 +108,7 @@ class AlignedFusion(nn.Module):
         if num_clips is not None:
             each = rows.shape[1] // grid.num_clips
             places = torch.arange(rows.shape[1], device=rows.device)
-            inside = places < num_clips.to(rows.device)[:, None] * each
+            inside = places < num_clips.to(rows.device).long()[:, None] * each
             rows = rows.where(inside[..., None], 0)
         parts = []
         if self.similarities.num_similarities:
