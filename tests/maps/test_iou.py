@@ -190,6 +190,15 @@ def test_temporal_iou_broadcasts_and_has_no_nan_for_empty_moments():
     assert temporal_iou(torch.rand(3, 1, 2), torch.rand(4, 2)).shape == (3, 4)
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8])
+def test_moments_in_small_integers_do_not_overflow(dtype):
+    first, others = torch.tensor([0, 100]), torch.tensor([[20, 120], [110, 127]])
+    expected = temporal_iou(first, others)
+    assert torch.equal(temporal_iou(first.to(dtype), others.to(dtype)), expected)
+    counts = torch.tensor([100], dtype=dtype)
+    assert int(MapGrid(300, 1, 1).mask(0, num_clips=counts).sum()) == 100
+
+
 @pytest.mark.parametrize("counted", [False, True])
 def test_all_values_are_checked_in_one_wait(counted):
     moments = torch.tensor([[[0.0, 2.0], [1.0, 3.0]]]).expand(3, -1, -1)

@@ -139,7 +139,7 @@ class MapGrid:
         readable = num_clips.device.type == "cpu" or (wait and num_clips.device.type != "meta")
         if not readable or torch.compiler.is_compiling():
             return
-        wrong = (num_clips < 1) | (num_clips > self.num_clips)
+        wrong = (num_clips < 1) | (num_clips.long() > self.num_clips)
         if bool(wrong.any()):
             row = int(wrong.nonzero()[0])
             expected = f"num_clips[{row}] in 1 to {self.num_clips}"
