@@ -17,7 +17,8 @@ def temporal_iou(first: Tensor, second: Tensor) -> Tensor:
         - returns: (...), in [0, 1]; 0 where both moments are empty
     """
     # Differences of small integers would overflow, and those of unsigned ones wrap around.
-    first, second = (x if x.is_floating_point() else x.long() for x in (first, second))
+    first = first if first.is_floating_point() else first.long()
+    second = second if second.is_floating_point() else second.long()
     start_1, end_1 = first.unbind(-1)
     start_2, end_2 = second.unbind(-1)
     overlap = (torch.minimum(end_1, end_2) - torch.maximum(start_1, start_2)).clamp(min=0)
