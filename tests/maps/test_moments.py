@@ -179,6 +179,12 @@ def test_candidates_are_ranked_as_dense_maps(grid, top_n, threshold, seed, batch
     assert_same(found.moments, expected.moments)
 
 
+def test_clips_and_seconds_in_small_integers_do_not_overflow():
+    candidates, seconds = torch.tensor([[100, 250]]).short(), torch.tensor([200]).short()
+    found = rank_candidates(candidates, torch.ones(1, 1), seconds, top_n=1)
+    assert found.moments.tolist() == [[[20_000, 50_000]]]
+
+
 def test_of_equal_candidates_the_first_is_picked():
     grid = MapGrid(6, 3, 1)
     ranked = rank_candidates(

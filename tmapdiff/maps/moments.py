@@ -221,6 +221,7 @@ def to_ranked_moments(
         empty = scores.new_zeros(*picks.shape, 2)
         return RankedMoments(empty, scores, valid, empty.long())
     picked = candidates[picks.clamp(min=0)].where(valid[..., None], 0)
+    picked = picked if picked.is_floating_point() else picked.long()  # seconds may be integers, too
     if clip_seconds is None:
         moments = picked.to(torch.promote_types(scores.dtype, torch.float32))
     else:
