@@ -179,10 +179,11 @@ def test_candidates_are_ranked_as_dense_maps(grid, top_n, threshold, seed, batch
     assert_same(found.moments, expected.moments)
 
 
-def test_clips_and_seconds_in_small_integers_do_not_overflow():
-    candidates, seconds = torch.tensor([[100, 250]]).short(), torch.tensor([200]).short()
-    found = rank_candidates(candidates, torch.ones(1, 1), seconds, top_n=1)
-    assert found.moments.tolist() == [[[20_000, 50_000]]]
+@pytest.mark.parametrize("dtype", [torch.int16, torch.bfloat16])
+def test_seconds_in_few_bits_are_multiplied_in_more(dtype):
+    candidates, seconds = torch.tensor([[101, 257]], dtype=torch.int16), torch.tensor([200])
+    found = rank_candidates(candidates, torch.ones(1, 1), seconds.to(dtype), top_n=1)
+    assert found.moments.tolist() == [[[20_200, 51_400]]]
 
 
 def test_of_equal_candidates_the_first_is_picked():

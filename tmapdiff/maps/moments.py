@@ -221,11 +221,12 @@ def to_ranked_moments(
         empty = scores.new_zeros(*picks.shape, 2)
         return RankedMoments(empty, scores, valid, empty.long())
     picked = candidates[picks.clamp(min=0)].where(valid[..., None], 0)
-    picked = picked if picked.is_floating_point() else picked.long()  # seconds may be integers, too
     if clip_seconds is None:
         moments = picked.to(torch.promote_types(scores.dtype, torch.float32))
     else:
-        moments = picked * clip_seconds[:, None, None]
+        # Products in half precision would be rounded to seconds, and in small integers overflow.
+        wide = torch.promote_types(clip_seconds.dtype, torch.float32)
+        moments = picked * clip_seconds.to(wide)[:, None, None]
     if durations is not None:
         # In the wider of the two dtypes: rounding must not move an end past the video's.
         moments = torch.minimum(moments, durations.to(moments.device)[:, None, None])
