@@ -262,9 +262,8 @@ class SimilarityLocalizer(MapLocalizer):
 
     @override
     def count_cells(self, features: Tensor, num_clips: Tensor | None = None) -> Tensor:
-        return torch.tensor(
-            len(features), device=features.device
-        )  # the loss is a mean over queries
+        # The loss is a mean over queries, and several processes weight their losses by this.
+        return torch.tensor(len(features), device=features.device)
 
     def _wanted(self, iou: Tensor) -> Tensor:
         """Compute the target probability of each candidate from its IoU; both are (B, M)."""
