@@ -194,6 +194,28 @@ def test_a_second_run_does_what_is_missing_and_what_was_added(corpus, tmp_path, 
     assert rows_of(tmp_path).keys() == {*expected, *(("added", str(one)) for one in (7, 8, 9))}
 
 
+def test_videos_that_changed_are_localized_again(corpus, tmp_path, expected):
+    shutil.copytree(corpus / "features", tmp_path / "features")
+    options = {"features": [tmp_path / "features"]}
+    run(corpus, tmp_path / "out", **options)
+    np.save(tmp_path / "features" / "video03.npy", np.ones((23, CHANNELS), np.float32))
+    (tmp_path / "features" / "video06.npy").unlink()  # its answers stay
+    table = pq.read_table(corpus / "videos.parquet").to_pydict()
+    durations = [one + 0.25 * (index in (4, 5)) for index, one in enumerate(table["duration"])]
+    again = run(
+        corpus,
+        tmp_path / "out",
+        videos=write(tmp_path / "v", **{**table, "duration": durations}),
+        **options,
+    )
+    assert (again.videos, again.done_before) == (3, 9)
+    found = rows_of(tmp_path / "out")
+    assert found.keys() == expected.keys()
+    others = {video for video, query in found if found[video, query] != expected[video, query]}
+    assert others == {"video03", "video04", "video05"}
+    pq.read_table(tmp_path / "out")  # as one table
+
+
 def test_a_run_that_is_interrupted_is_gone_on_with(corpus, tmp_path, expected):
     def interrupt(done, count):
         if done == 4:
@@ -246,6 +268,10 @@ def test_a_folder_of_videos_is_asked_by_their_names(corpus, tmp_path):
     (folder / "a.webm").touch()
     with refuses(ArgumentError, "localize_corpus: expected one file per id, got "):
         run(corpus, tmp_path / "other", **options)
+    (folder / "a.webm").unlink()
+    write_video(folder / "a.mp4", make_pictures(30, 5))
+    assert run(corpus, tmp_path / "out", **options).videos == 1
+    assert rows_of(tmp_path / "out")["a", "7"] != found["a", "7"]
 
 
 def test_moments_are_valid_annotations(corpus, tmp_path):

@@ -22,6 +22,7 @@ from tmapdiff._core.checks import (
     require,
     shown,
 )
+from tmapdiff._core.digests import add_tensors
 from tmapdiff._core.files import is_hidden, written_beside
 from tmapdiff._core.limits import TEXT_GROWTH, check_item_bytes
 from tmapdiff.data import ConcatFeatureStore, FeatureStore, Vocabulary, open_feature_store
@@ -42,9 +43,10 @@ from tmapdiff.pipelines import MomentLocalizationPipeline
 from tmapdiff.pipelines._saving import VOCABULARY
 from tmapdiff.spinning import brief_spin
 from tmapdiff.video import VideoFeatures
-from tmapdiff.video.extraction import find_videos
+from tmapdiff.video.extraction import find_videos, size_and_time
 
 MANIFEST = "_corpus.json"  # readers of Parquet folders skip files that start with an underscore
+_STATES = b"tmapdiff_states"  # metadata of an output file: `_state` of each video
 _COLUMNS = ("video_id", "query_id", "query", "moments")
 _ROWS_AT_ONCE = 4096
 _BYTES_OF_VALUE = 64  # of a Python number or empty string
@@ -147,7 +149,8 @@ def localize_corpus(
     Results are Parquet files in `output`: one row per video and query, with columns `video_id`,
     `query_id`, `query` and `moments`, a list of start and end in seconds, score and spread, best
     first. All queries of a video are in one file, which appears when it is complete. The same call
-    resumes a killed run, and processes new videos.
+    resumes a killed run, and processes videos that are new, or changed in file, features or
+    duration.
 
     Args:
         pipeline: Folder of a saved `MomentLocalizationPipeline` that all workers can read.
@@ -206,7 +209,13 @@ def localize_corpus(
     ids = [] if store is None else list(listed)
     spelling, names = find_spelling(ids, store or ())
     _check_manifest(folder, pipeline, by_video, stores, options)
-    before = set(_videos_done(folder))
+
+    def is_current(video_id: str, state: Any) -> bool:
+        if video_id not in listed or state is None:
+            return True
+        return _state(store, names.get(video_id, video_id), listed[video_id]) in (None, state)
+
+    before = set(_videos_done(folder, is_current))
     todo = [(one, source) for one, source in listed.items() if one not in before and asked[one]]
     # 3. Remaining videos, in shares of one output file each.
     starts = range(0, len(todo), videos_per_file)
@@ -295,25 +304,26 @@ class _ShareLocalizer:
         rows: list[dict[str, Any]] = []
         in_windows = 0
         failed: list[tuple[str, str]] = []
-        done: list[str] = []
+        states: dict[str, Any] = {}
         for video_id, source in json.loads(row["share"]):
             queries = self.queries[video_id]
             try:
+                state = _state(self.store, self.names.get(video_id, video_id), source)
                 answer = self._localize(video_id, source, queries)
             except TmapdiffError as error:
                 failed.append((video_id, str(error)))
                 continue
-            done.append(video_id)
+            states[video_id] = state
             in_windows += answer.windows is not None
             for query, moments in zip(queries, answer.moments, strict=True):
                 values = (video_id, *query, [vars(moment) for moment in moments])
                 rows.append(dict(zip(_COLUMNS, values, strict=True)))
-        if done:
+        if states:
             # Named after the whole share, so that a repeated share replaces its file.
             name = hashlib.sha256(row["share"].encode()).hexdigest()[:20]
-            _write(self.output / f"part-{name}.parquet", rows)
+            _write(self.output / f"part-{name}.parquet", rows, states)
         return {
-            "videos": len(done),
+            "videos": len(states),
             "pairs": len(rows),
             "failed": json.dumps(failed),
             "in_windows": in_windows,
@@ -347,6 +357,18 @@ def _open_stores(places: Sequence[str]) -> FeatureStore | None:
     return ConcatFeatureStore(stores) if len(stores) > 1 else next(iter(stores), None)
 
 
+def _state(store: FeatureStore | None, name: str, source: Any) -> Any:
+    """Identify the version of a video or of its features; None if they cannot be read."""
+    try:
+        if store is None:
+            return list(size_and_time(Path(source)))
+        digest = hashlib.sha256()
+        add_tensors(digest, [(f"{source} ", store[name])])
+        return digest.hexdigest()
+    except (TmapdiffError, ValueError):
+        return None
+
+
 def _generator(seed: int, *ids: str) -> torch.Generator:
     digest = hashlib.sha256(json.dumps([seed, *ids]).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
@@ -355,32 +377,44 @@ def _generator(seed: int, *ids: str) -> torch.Generator:
 # Tables
 
 
-def _write(path: Path, rows: list[dict[str, Any]]) -> None:
+def _write(path: Path, rows: list[dict[str, Any]], states: Mapping[str, Any]) -> None:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     numbers = {"start": pa.float64(), "end": pa.float64(), "score": pa.float32()}
     moments = pa.list_(pa.struct({**numbers, "spread": pa.float32()}))
     columns = dict(zip(_COLUMNS, (pa.string(), pa.string(), pa.string(), moments), strict=True))
-    table = pa.Table.from_pylist(rows, schema=pa.schema(columns))
+    schema = pa.schema(columns, {_STATES: json.dumps(states).encode()})
+    _write_table(path, pa.Table.from_pylist(rows, schema=schema))
+
+
+def _write_table(path: Path, table: Any) -> None:
+    import pyarrow.parquet as pq
+
     with written_beside(path) as new:
         pq.write_table(table, new, write_page_checksum=True)
 
 
-def _videos_done(output: Path) -> Iterator[str]:
-    """Yield the videos in the output files of a folder."""
+def _videos_done(output: Path, is_current: Callable[[str, Any], bool]) -> Iterator[str]:
+    """Yield the videos in the output files of a folder; remove the rows of changed ones."""
     import pyarrow.parquet as pq
 
     for path in sorted(output.glob("part-*.parquet")):
         try:
             # All columns, so that the checksums of all pages are checked.
             table = pq.read_table(path, page_checksum_verification=True)
-            yield from table["video_id"].unique().to_pylist()
+            states = json.loads((table.schema.metadata or {}).get(_STATES, b"{}"))
+            ids = table["video_id"].unique().to_pylist()
         # On damaged files pyarrow raises errors of many types.
         except Exception as error:
             expected = "an intact file of a corpus run"
             hint = "Remove it to localize its videos again."
             raise FileError(message(str(path), expected, first_line(error), hint)) from error
+        current = [one for one in ids if is_current(one, states.get(one))]
+        if len(current) < len(ids):
+            _write_table(
+                path, table.filter([one in current for one in table["video_id"].to_pylist()])
+            )
+        yield from current
 
 
 def _read_table(place: str | os.PathLike[str], columns: Sequence[str]) -> dict[str, list[Any]]:

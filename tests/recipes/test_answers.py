@@ -81,6 +81,13 @@ def test_a_run_goes_on_where_it_was(pipe, videos, tmp_path, monkeypatch):
     assert asked == ["a.mp4", "b.mp4", "bad.mp4"]
     assert again[1][:3] == everything[1]
     assert again[0][0]["source_mtime_ns"] == 10**9
+    # The file has no answers for the old video, not even of sentences that are not asked again.
+    os.utime(videos / "a.mp4", (2, 2))
+    ask(pipe, videos, out, sentences=QUERIES[:1])
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [one["sentence"] for one in lines if one["video"] == str(videos / "a.mp4")] == QUERIES[
+        :1
+    ]
 
 
 def test_files_that_are_no_answers_stay_as_they_are(pipe, videos, tmp_path):

@@ -66,7 +66,7 @@ def localize_corpus(
 
     It writes Parquet files with ids. For a few videos and JSON lines, use localize.
 
-    The same command resumes after any interruption, and processes added videos.
+    The same command resumes after any interruption, and processes added and changed videos.
 
     The exit code is 1 if a video failed.
     """

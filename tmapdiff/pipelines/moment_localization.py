@@ -856,7 +856,8 @@ def _identity(video: Any) -> tuple[Any, ...] | None:
         status = os.stat(video)
     except (OSError, ValueError):  # opening it will raise an error
         return None
-    return (os.path.realpath(video), status.st_size, status.st_mtime_ns)
+    changed = (status.st_mtime_ns, status.st_ctime_ns)  # the former can be set at will
+    return (os.path.realpath(video), status.st_ino, status.st_size, *changed)
 
 
 def _copied(video: VideoFeatures) -> VideoFeatures:

@@ -15,6 +15,7 @@ from tmapdiff._core.files import written_beside
 from tmapdiff.data._reading import reading
 from tmapdiff.errors import AnnotationError, ArgumentError, FileError
 from tmapdiff.pipelines import MomentLocalizationPipeline, Pairs
+from tmapdiff.video.extraction import size_and_time
 
 Record = dict[str, Any]
 
@@ -59,7 +60,7 @@ def answer_videos(
     has `seed`, `settings`, `options` and, with `out`, a digest of the pipeline.
 
     With `out`, records are appended to that file. Records of an earlier run with the same settings
-    are yielded from the file, unless the video has changed or the record is an error.
+    are yielded from the file. Those of changed videos, and errors, are removed from it.
 
     Args:
         pipeline: The pipeline to use.
@@ -88,7 +89,7 @@ def answer_videos(
         kept = {
             one: known[str(video), one]
             for one in several
-            if identity and identity.items() <= known.get((str(video), one), {}).items()
+            if identity and (str(video), one) in known
         }
         new = [one for one in several if one not in kept]
         made = _ask(pipeline, video, new, seed, options) if new else []
@@ -153,14 +154,14 @@ def _digest(pipeline: MomentLocalizationPipeline) -> str:
 def _identity(video: Path) -> dict[str, int] | None:
     """Return size and time of change of a file; None if it does not exist."""
     try:
-        status = video.stat()
-    except (OSError, ValueError):
+        size, mtime = size_and_time(video)
+    except (FileError, ValueError):
         return None
-    return {"source_size": status.st_size, "source_mtime_ns": status.st_mtime_ns}
+    return {"source_size": size, "source_mtime_ns": mtime}
 
 
 def _resumed(path: Path, settings: Mapping[str, Any]) -> dict[tuple[str, str], Record]:
-    """Read the answers of an earlier run, and rewrite the file without errors."""
+    """Read the answers of an earlier run; rewrite the file without errors and changed videos."""
     known: dict[tuple[str, str], Record] = {}
     with reading(path):
         written = path.read_bytes() if path.exists() else b""
@@ -176,7 +177,8 @@ def _resumed(path: Path, settings: Mapping[str, Any]) -> dict[tuple[str, str], R
             if record.get(name) != value:
                 expected, hint = f"answers with {name} = {value!r}", "Use another file."
                 raise ArgumentError(message(who, expected, repr(record.get(name)), hint))
-        if "error" not in record:
+        now = _identity(Path(record["video"])) or {}  # answers for a lost video stay
+        if "error" not in record and now.items() <= record.items():
             known[str(record["video"]), str(record["sentence"])] = record
     with written_beside(path) as new:
         lines = (json.dumps(one) + "\n" for one in known.values())

@@ -336,7 +336,7 @@ def _videos_by_id(who: str, videos: Any) -> tuple[dict[str, Path], dict[str, int
 
 
 def _source_attributes(path: Path) -> dict[str, Any]:
-    size, mtime = _size_and_time(path)
+    size, mtime = size_and_time(path)
     return {
         # HDF5 stores only valid UTF-8.
         "source": path.name.encode(errors="backslashreplace").decode(),
@@ -348,7 +348,7 @@ def _source_attributes(path: Path) -> dict[str, Any]:
 
 def _is_source(path: Path, attributes: dict[str, Any]) -> bool:
     """Return whether features were computed from this file."""
-    size, mtime = _size_and_time(path)
+    size, mtime = size_and_time(path)
     if size != attributes.get("source_size"):
         return False
     # A copy of the file has another time, so compare contents.
@@ -356,7 +356,8 @@ def _is_source(path: Path, attributes: dict[str, Any]) -> bool:
     return same_time or _digest(path) == attributes.get("source_sha256")
 
 
-def _size_and_time(path: Path) -> tuple[int, int]:
+def size_and_time(path: Path) -> tuple[int, int]:
+    """Return the bytes of a file, and when it changed, in ns; FileError if it is not there."""
     with reading(path):
         status = path.stat()
     return status.st_size, status.st_mtime_ns
