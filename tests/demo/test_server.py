@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import socket
 from types import SimpleNamespace
 
@@ -26,6 +27,22 @@ def test_a_port_in_use(pipeline):
             launch_demo(pipeline, port=port)
     with pytest.raises(FileError, match=r"cannot listen on port \d+ of 127\.0\.0\.1: "):
         launch_demo(pipeline, port=70_000)
+
+
+@pytest.mark.skipif(not socket.has_ipv6, reason="needs IPv6")
+def test_addresses_of_ipv6_and_the_handler_of_sigterm(pipeline, monkeypatch):
+    launched = []
+    page = SimpleNamespace(launch=lambda **given: launched.append(given))
+    monkeypatch.setattr("tmapdiff.demo.page.build_page", lambda *_: page)
+    handler = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        for host in ("::1", "[::1]"):
+            with pytest.raises(TypeError, match="NoneType"):  # from what is launched here
+                launch_demo(pipeline, host=host)
+            assert launched.pop()["server_name"] == "[::1]"
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGTERM, handler)
 
 
 def test_folders_without_videos(pipeline, tmp_path):

@@ -1,6 +1,7 @@
 """Pipelines without training; random weights, as there is no network."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -84,6 +85,13 @@ def test_text_tracks_by_a_sentence_encoder(tmp_path):
     assert torch.equal(pipe.encode_video(tmp_path / "talk.srt").features, expected)
     (tmp_path / "talk.srt").write_text(TRACK[: len(TRACK) // 2])
     assert pipe.encode_video(tmp_path / "talk.srt").duration < 40
+    # Even with the size and time of the old one, as after `cp -p`.
+    (tmp_path / "talk.srt").write_text(TRACK)
+    status = (tmp_path / "talk.srt").stat()
+    first = pipe.encode_video(tmp_path / "talk.srt")
+    (tmp_path / "talk.srt").write_text(TRACK.replace("00:40,000", "00:39,000"))
+    os.utime(tmp_path / "talk.srt", ns=(0, status.st_mtime_ns))
+    assert pipe.encode_video(tmp_path / "talk.srt").duration == 39
     pipe.save_pretrained(tmp_path / "saved")
     again = MomentLocalizationPipeline.from_pretrained(tmp_path / "saved")
     (tmp_path / "talk.srt").write_text(TRACK)

@@ -6,7 +6,8 @@ import socket
 import tempfile
 import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from tmapdiff._core.checks import foreign_errors, message, require
@@ -53,10 +54,14 @@ def launch_demo(
         hint = "This pipeline takes features, but the demo needs videos or text tracks."
         raise ConfigError(message("the demo", "a pipeline with a frame encoder", "none", hint))
     where = host if port is None else f"port {port} of {host}"
-    with foreign_errors(FileError, f"the demo: cannot listen on {where}"), socket.socket() as trial:
+    host = host.strip("[]")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    failed = f"the demo: cannot listen on {where}"
+    with foreign_errors(FileError, failed), socket.socket(family) as trial:
         trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         trial.bind((host, port or 0))
     with (
+        _interrupted_by_sigterm(),
         warnings.catch_warnings(),
         tempfile.TemporaryDirectory(prefix="tmapdiff-demo-") as folder,
     ):
@@ -79,11 +84,8 @@ def launch_demo(
             found = list_sources([video_dir], text_tracks=pipeline.takes_text_tracks)
             listed = {path.name: path.absolute() for path in found}
         page = build_page(pipeline, limits, listed, examples)
-        if threading.current_thread() is threading.main_thread():
-            # Raises KeyboardInterrupt, so that the temporary folder is deleted.
-            signal.signal(signal.SIGTERM, signal.default_int_handler)
         _, address, public = page.launch(
-            server_name=host,
+            server_name=f"[{host}]" if ":" in host else host,  # it becomes part of a URL
             server_port=port,
             share=share,
             allowed_paths=[str(path) for path in listed.values()],
@@ -104,3 +106,16 @@ def launch_demo(
             threading.Event().wait()  # until an interrupt
         finally:
             page.close(verbose=False)
+
+
+@contextmanager
+def _interrupted_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM raise KeyboardInterrupt meanwhile, so that the temporary folder is deleted."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
