@@ -81,6 +81,8 @@ def test_texts_and_times_without_the_rest(tmp_path, newline):
         (2.0, 3.0, "- Before."),
         (432_000.0, 432_001.0, "Late. this line, too"),
     ]
+    youtube = "WEBVTT\n\n00:00.160 --> 00:02.550 align:start\n \nwelcome<00:00.400><c> to</c>\n"
+    assert read(tmp_path, "youtube.vtt", youtube, newline) == [(0.16, 2.55, "welcome to")]
     lines = [
         {"start": 5, "end": 6.5, "text": " and\nthen ", "id": 3},
         {"start": 1, "duration": 2, "text": "first"},
@@ -111,7 +113,7 @@ def test_what_is_no_track(tmp_path):
         with refuses(AnnotationError, text):
             read(tmp_path, name, content)
     (tmp_path / "x.srt").write_bytes(b"1\n00:00:01,000 --> 00:00:02,000\ncaf\xe9")
-    with refuses(AnnotationError, "x.srt line 3: expected UTF-8 text, got the byte 0xe9."):
+    with refuses(AnnotationError, "x.srt line 3: expected UTF-8 text, got the byte 0xe9. Save it as UTF-8."):
         load_text_track(tmp_path / "x.srt")
     with refuses(FileError, "none.srt: No such file"):
         load_text_track(tmp_path / "none.srt")
@@ -171,6 +173,10 @@ def test_a_video_may_be_longer_or_shorter_than_its_track():
     assert not longer[8:].any()
     shorter = encode_text_track(CUES, encoder, duration=2)
     assert_close(shorter, longer[:2])
+    # Nor does its last feature have what is said later.
+    cut = encode_text_track(CUES, encoder, duration=4.25, seconds_per_feature=3)
+    until = [*CUES[:2], Cue(4, 4.25, "roads")]
+    assert_close(cut, loops(until, encoder, 3, 2))
     # Rounding does not make something of nothing, however much was said.
     many = [Cue(one / 7, one / 7 + 0.3, "roads") for one in range(5000)] + [Cue(900, 901, "good")]
     found = encode_text_track(many, encoder)

@@ -145,7 +145,8 @@ def _decoded(path: Path, line: int, content: bytes) -> str:
     except UnicodeDecodeError as error:
         line += content.count(b"\n", 0, error.start)
         got = f"the byte 0x{content[error.start]:02x}"
-        hint = "The file is UTF-16: save it as UTF-8." if content.startswith(_UTF_16) else ""
+        hint = "The file is UTF-16: save" if content.startswith(_UTF_16) else "Save"
+        hint += " it as UTF-8."
         raise AnnotationError(message(f"{path} line {line}", "UTF-8 text", got, hint)) from error
 
 

@@ -112,8 +112,8 @@ def _timed_cues(path: Path, suffix: str) -> _Found:
             expected = "times of a cue, such as 00:01:02.500 --> 00:01:04.000"
             raise AnnotationError(message(who, expected, shown(lines[place])))
         content = lines[place + 1 : after]
-        if suffix == ".vtt":  # a blank line ends it
-            text = _without_entities(_TAG.sub("", " ".join(takewhile(str.strip, content))))
+        if suffix == ".vtt":  # an empty line ends it; YouTube's texts may start with a blank one
+            text = _without_entities(_TAG.sub("", " ".join(takewhile(bool, content))))
         else:
             # Blank lines may be inside. The last line is the number of the next cue.
             if content and after < len(lines) and content[-1].strip().isdecimal():
@@ -124,13 +124,12 @@ def _timed_cues(path: Path, suffix: str) -> _Found:
 
 
 def _places(lines: list[str], suffix: str) -> Iterator[int]:
-    """Yield the line numbers of times; notes of WebVTT may have arrows, up to a blank line."""
-    in_note, after_blank = False, True
+    """Yield the line numbers of times; notes of WebVTT may have arrows, up to an empty line."""
+    in_note, after_empty = False, True
     for place, line in enumerate(lines):
-        blank = not line.strip()
-        if suffix == ".vtt" and after_blank and re.match(r"NOTE(?:\s|$)", line):
+        if suffix == ".vtt" and after_empty and re.match(r"NOTE(?:\s|$)", line):
             in_note = True
-        in_note, after_blank = in_note and not blank, blank
+        in_note, after_empty = in_note and line != "", line == ""
         if "-->" in line and not in_note:
             yield place
 

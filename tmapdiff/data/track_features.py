@@ -77,7 +77,7 @@ def encode_text_track(
     changes = torch.zeros(shape, dtype=torch.float64)
     for name, sign in (("start", 1), ("end", -1)):
         times = torch.tensor([getattr(cue, name) for cue in cues], dtype=torch.float64) / stride
-        times = times.clamp(max=count)
+        times = times.clamp(max=duration / stride)
         place = times.floor().long()
         part = (times - place)[:, None]
         changes.index_add_(0, place, sign * (1 - part) * vectors)
