@@ -157,6 +157,12 @@ def test_predictions_of_other_queries():
             evaluate_predictions([answers((0.0, 1.0), qid=qid) for qid in qids], annotations)
     with refuses(ArgumentError, "expected queries to be an integer >= 1, got 0."):
         evaluate_predictions([], annotations[:0])
+    # Of queries with the same ids: their positions in another file.
+    given = [answers((0.0, 1.0), qid=0), replace(answers((0.0, 1.0), qid=1), video_id="w")]
+    with refuses(ArgumentError, "expected a prediction in video 'v' for qid 1, got one in 'w'."):
+        evaluate_predictions(given, annotations)
+    given = [replace(one, video_id="v.avi") for one in given]  # as features may spell it
+    evaluate_predictions(given, annotations)
 
 
 @pytest.mark.parametrize("threshold", [0.5, 0.0])

@@ -182,7 +182,9 @@ def test_queries_without_a_moment_count_in_no_metric_of_moments(model, plain, mi
 
     def predict(annotations):
         windows = ((0.0, 5.0, 0.9), (2.0, 9.0, 0.5))
-        return [Prediction(item.qid, "x", "v", windows, (0.5, 0.6)) for item in annotations]
+        return [
+            Prediction(item.qid, "x", item.video_id, windows, (0.5, 0.6)) for item in annotations
+        ]
 
     rated = AnnotationSet(replace(item, saliency=((4.0,), (0.0,))) for item in queries)
     absent = [

@@ -47,6 +47,7 @@ def test_against_annotations(tmp_path):
         "missing video": ("lost",),
         "video without annotations": ("unasked",),
         "moments past the end": ("y (12 s of 10 s)",),
+        "durations that differ": ("a (60 s of 10 s)",),
     }
     assert kinds(inspect(tmp_path / "videos", path)) == wanted
     assert kinds(inspect(path, tmp_path / "videos")) == wanted

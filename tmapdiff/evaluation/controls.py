@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 
 from tmapdiff._core.checks import check_choice, check_int, message
 from tmapdiff.data import SEGMENT_SECONDS, AnnotationSet, MomentBatch, Prediction
+from tmapdiff.data._spelling import find_spelling
 from tmapdiff.errors import ArgumentError, ShapeError
 from tmapdiff.evaluation._answers import batches, check_fixed, whole_batches, windows_of
 from tmapdiff.evaluation._qvhighlights import (
@@ -73,8 +74,8 @@ def evaluate_predictions(
 
     Raises:
         ArgumentError: If there is not exactly one prediction per query, a prediction belongs to no
-            query, no query has a moment, a rank or threshold is out of range or given with
-            `qvhighlights`, or only some of the predictions have saliency.
+            query or to another video than its query, no query has a moment, a rank or threshold is
+            out of range or given with `qvhighlights`, or only some predictions have saliency.
         ConfigError: If the protocol is unknown.
 
     Source: for `qvhighlights`, Lei et al., arXiv 2107.09609.
@@ -111,7 +112,8 @@ def evaluate_sets(
 
     Raises:
         ArgumentError: If there are no queries, there is not exactly one prediction per query, a
-            prediction belongs to no query, or a threshold is out of range.
+            prediction belongs to no query or to another video than its query, or a threshold is
+            out of range.
     """
     metrics = SetMetrics(thresholds)
     given = _in_order("evaluate_sets", predictions, annotations)
@@ -137,6 +139,12 @@ def _in_order(
     if len(by_qid) != len(given):
         got = f"{len(given)} for {len(by_qid)} queries"
         raise ArgumentError(message(who, "one prediction per query", got))
+    _, names = find_spelling(annotations.video_ids, {one.video_id for one in given})
+    for item in annotations:
+        if (got := by_qid[item.qid].video_id) != names.get(item.video_id):
+            expected = f"a prediction in video {item.video_id!r} for qid {item.qid!r}"
+            hint = "Do the predictions belong to another split?"
+            raise ArgumentError(message(who, expected, f"one in {got!r}", hint))
     return [by_qid[qid] for qid in wanted]
 
 

@@ -13,7 +13,7 @@ from tmapdiff.inspection.report import Finding, Kind, about
 if TYPE_CHECKING:
     from tmapdiff.pipelines import MomentLocalizationPipeline
 
-_TOLERANCE = 1.0  # seconds a moment may end after its video, as annotations are rounded
+_TOLERANCE = 1.0  # seconds by which annotations may differ from their video, as they are rounded
 
 
 def compare(kinds: tuple[Kind, Kind], contents: tuple[Any, Any]) -> list[Finding]:
@@ -79,6 +79,14 @@ def _annotations_and_videos(
     }
     what = "moments of {n} queries end after the video, qids"
     yield from about("moments past the end", what, list(late))
+    stated = {(one.video_id, one.duration) for one in items if one.video_id in durations}
+    wrong = [
+        f"{video} ({duration:.4g} s of {durations[video]:.4g} s)"
+        for video, duration in sorted(stated)
+        if abs(duration - durations[video]) > max(_TOLERANCE, 0.05 * durations[video])
+    ]
+    what = "the annotated durations of {n} videos are not theirs"
+    yield from about("durations that differ", what, wrong)
 
 
 def _annotations_and_pipeline(
