@@ -1,6 +1,7 @@
 import json
 
 import h5py
+import pytest
 import torch
 from helpers.text_encoders import save_two_towers
 from helpers.videos import write_video
@@ -47,6 +48,22 @@ def test_a_file_that_is_not_a_video_is_reported_with_code_1(run, tmp_path):
     assert skipped.startswith("skipped bad: ")
     with h5py.File(tmp_path / "x.h5") as file:
         assert list(file) == ["good"]
+
+
+@pytest.mark.parametrize("again", [(), ("--skip-damaged",)])
+def test_a_damaged_video_is_reported_with_code_1_even_if_it_is_kept(run, tmp_path, again):
+    whole = write_video(tmp_path / "cut.mkv", range(40)).read_bytes()
+    (tmp_path / "cut.mkv").write_bytes(whole[: len(whole) // 2])
+    command = ["extract", tmp_path / "cut.mkv", *ENCODER, "--out", tmp_path / "x.h5", "--fps", 1]
+    for options, counts in (
+        ((), "1 videos extracted, 0 kept"),
+        (again, "0 videos extracted, 1 kept"),
+    ):
+        found = run(*command, *options)
+        assert found.code == 1
+        told, damaged = found.out.splitlines()
+        assert told.endswith(f"{counts}, 1 damaged, 0 skipped")
+        assert damaged.startswith("damaged cut: it ends at ")
 
 
 def test_one_video_may_be_named(passes, corpus, tmp_path):

@@ -298,7 +298,7 @@ def test_models_and_rates_are_not_mixed(tmp_path, encoder):
 def test_lists_and_mappings(tmp_path, encoder):
     (tmp_path / "sub").mkdir()
     one, two = make_video(tmp_path / "a.mp4"), make_video(tmp_path / "sub" / "a.mkv")
-    with refuses(ArgumentError, f"expected one file per id, got {one} and {two}. Pass them by id."):
+    with refuses(ArgumentError, f"expected one file per id, got {one} and {two}. Rename one, "):
         extract_features([one, two], encoder, tmp_path / "f.h5", fps=1)
     videos = {"a.mp4": one, "b": str(two), "none": tmp_path / "none.mp4", "web": "https://h/a.mp4"}
     report = extract_features(videos, encoder, tmp_path / "f.h5", fps=1)

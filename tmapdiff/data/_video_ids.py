@@ -47,7 +47,9 @@ def by_id(who: str, files: Iterable[Path]) -> dict[str, Path]:
     for path in files:
         if path.stem in found:
             got = f"{found[path.stem]} and {path}"
-            raise ArgumentError(message(who, "one file per id", got, "Pass them by id."))
+            raise ArgumentError(
+                message(who, "one file per id", got, "Rename one, or pass them by id.")
+            )
         found[path.stem] = path
     return found
 

@@ -123,7 +123,7 @@ class ExtractionReport:
         path: The store.
         extracted: Ids of the videos whose features were computed.
         kept: Ids of the videos that were in the store already.
-        damaged: Extracted videos of which only a part could be decoded.
+        damaged: Extracted and kept videos of which only a part could be decoded.
         skipped: Videos without features, for example because these are not finite.
         passed_over: Number of other files in the folder, by suffix.
     """
@@ -176,7 +176,8 @@ def extract_features(
         fps: Features per second.
         batch_size: Frames per batch.
         num_workers: Processes that decode one video each; 0 decodes in this process.
-        skip_damaged: Skip damaged videos instead of using the part that can be decoded.
+        skip_damaged: Skip damaged videos instead of using the part that can be decoded. Those in
+            the file already are kept, and reported.
         on_video: Called with the id of each finished video, for a progress bar.
 
     Raises:
@@ -218,6 +219,8 @@ def extract_features(
                 file_name(check_video_id(who, video_id), PART)  # may be too long
                 if video_id in store and _is_source(path, store[video_id]):
                     kept.append(video_id)
+                    if "damage" in store[video_id]:
+                        damaged[video_id] = store[video_id]["damage"]
                 else:
                     todo[video_id] = path
             except (AnnotationError, FileError) as error:
