@@ -27,6 +27,7 @@ from helpers.pipelines import (
     write_video,
 )
 from helpers.text_encoders import tiny_text_encoder
+from helpers.videos import write_video as write_mkv
 
 from tmapdiff import (
     MS2DTAN,
@@ -367,6 +368,13 @@ class TestVideos:
         assert len(pipe.encode_video(path).features) == len(first) // 2
         with refuses(ArgumentError, "expected frame_rate only for frames, got 8."):
             pipe(first, "the door", frame_rate=8)  # of features, it would be ignored
+
+    def test_a_damaged_file_is_told(self, pipe, tmp_path):
+        whole = write_mkv(tmp_path / "cut.mkv", range(40)).read_bytes()
+        (tmp_path / "cut.mkv").write_bytes(whole[: len(whole) // 2])
+        with pytest.warns(UserWarning, match=r"cut\.mkv: part of it is damaged: it ends at"):
+            found = pipe(tmp_path / "cut.mkv", "the door")
+        assert found.durations[0] < 40
 
     @pytest.mark.exhaustive
     def test_the_real_video(self, pipe):

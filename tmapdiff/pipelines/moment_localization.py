@@ -4,6 +4,7 @@ import json
 import math
 import os
 import threading
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -350,7 +351,8 @@ class MomentLocalizationPipeline(DiffusionPipeline):
     ) -> VideoFeatures:
         """Compute the features of a video once, for any number of calls.
 
-        The features of the last few files are cached until file, encoder or `fps` change.
+        The features of the last few files are cached until file, encoder or `fps` change. A damaged
+        video causes a warning.
 
         Args:
             video: As for the call.
@@ -381,7 +383,8 @@ class MomentLocalizationPipeline(DiffusionPipeline):
             track = Path(video).suffix.lower() in TRACK_SUFFIXES
         if not (self.takes_text_tracks if track else self.frame_encoder is not None):
             got = "a text track" if track else type(video).__name__
-            hint = "For videos, pass frame_encoder and fps, or use from_two_towers (--zero-shot); "
+            hint = "For videos, pass frame_encoder and fps (train --frame-encoder), or use "
+            hint += "from_two_towers (--zero-shot); "
             hint += "for text tracks, use from_text_encoder (--text-encoder)."
             raise ConfigError(message(who, "features of the video", got, hint))
         key = _identity(video)
@@ -400,6 +403,9 @@ class MomentLocalizationPipeline(DiffusionPipeline):
                 video, self.frame_encoder, fps=self.config.fps, batch_size=batch_size, **options
             )
         self._checked(features)
+        if features.damage:
+            name = video if isinstance(video, str | os.PathLike) else "the video"
+            warnings.warn(f"{name}: part of it is damaged: {features.damage}", stacklevel=2)
         if key is not None:
             with _LOCK:
                 self._videos[key] = _copied(features)
