@@ -44,6 +44,7 @@ from tmapdiff.pipelines._saving import VOCABULARY
 from tmapdiff.spinning import brief_spin
 from tmapdiff.video import VideoFeatures
 from tmapdiff.video.extraction import find_videos, size_and_time
+from tmapdiff.video.frame_encoder import other_encoder
 
 MANIFEST = "_corpus.json"  # readers of Parquet folders skip files that start with an underscore
 _STATES = b"tmapdiff_states"  # metadata of an output file: `_state` of each video
@@ -299,6 +300,8 @@ class _ShareLocalizer:
         self.pipeline.set_progress_bar_config(disable=True)
         self.pipeline.to(self.device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.store = _open_stores(self.features)
+        if text := other_encoder(self.pipeline.frame_encoder, self.store):
+            warnings.warn(text, stacklevel=2)
 
     def __call__(self, row: Mapping[str, str]) -> dict[str, Any]:
         rows: list[dict[str, Any]] = []

@@ -1,6 +1,8 @@
 import json
+import shutil
 from functools import partial
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -46,6 +48,24 @@ def test_each_number_of_steps_is_a_row(passes, corpus, tmp_path):
     assert [row for row in rows if row[:1] == ["steps"]] == [["steps", "1"], ["steps", "3"]]
     summary = json.loads((tmp_path / "metrics.json").read_text())
     assert (summary["num_inference_steps"], list(summary["rows"])) == (1, ["steps 1", "steps 3"])
+
+
+@pytest.mark.filterwarnings("default:the pipeline uses:UserWarning")
+def test_features_of_another_frame_encoder_cause_a_warning(run, corpus, tmp_path):
+    other = tmp_path / "other.h5"
+    shutil.copy(corpus.features, other)
+    with h5py.File(other, "a") as file:
+        file.attrs["model_sha256"] = np.bytes_(b"0")
+    options = ["--steps", 1, "--output", tmp_path, "--test", corpus.test]
+    for command in (
+        ["evaluate", corpus.pipeline, *options],
+        ["localize", "three", "the number 1 is shown", "--model", corpus.pipeline],
+    ):
+        for features in (corpus.features, other):
+            found = run(*command, "--features", features)
+            assert found.code == 0
+            told = "warning: the pipeline uses timm test_resnet" in found.err
+            assert told == (features == other)
 
 
 def test_half_precision_and_a_seed(passes, corpus, tmp_path, monkeypatch):

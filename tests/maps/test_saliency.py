@@ -115,6 +115,11 @@ def test_pieces_have_the_mean_of_their_time(saliency, clip_seconds, share, secon
     assert found == pytest.approx(expected, rel=1e-9, abs=1e-9)
 
 
+def test_no_piece_is_lost_to_rounding():
+    assert 0.6 / 0.2 < 3
+    assert len(resample_saliency(torch.ones(4), 0.15, 0.6, 0.2)) == 3
+
+
 def test_errors_say_what_is_wrong():
     likelihood, candidates = torch.rand(2, 3), torch.tensor([[0, 1], [1, 2], [0, 2]])
     with refuses(ShapeError, "clip_saliency: expected candidates of shape (M, 2) with M = 3"):

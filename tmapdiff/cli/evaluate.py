@@ -101,6 +101,7 @@ def evaluate(
             for choice in rankings or [None]
         ]
         loaded = MomentLocalizationPipeline.from_pretrained(pipeline)
+        getattr(loaded.frame_encoder, "fingerprint", "")  # which keeps that of unconverted weights
         loaded.to(place_of_model, getattr(torch, dtype))
         documents = {}
         queries: list[Path | None] = [*places] or [None]

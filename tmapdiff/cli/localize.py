@@ -3,6 +3,7 @@
 import os
 import sys
 import textwrap
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -83,8 +84,8 @@ def localize(
         float | None,
         typer.Option(
             metavar="SECONDS",
-            help="With --json, add the probability that each piece of this duration lies in the "
-            "answer.",
+            help="With --json, add the probability that each whole piece of this duration lies in "
+            "the answer.",
         ),
     ] = None,
     pairs: Annotated[
@@ -170,7 +171,7 @@ def localize(
         pipeline.set_progress_bar_config(disable=None)  # without a terminal
         source: Any = video
         if of_features:
-            source = _features_of(output, video, features, seconds_per_feature, pipeline.config.fps)
+            source = _features_of(output, video, features, seconds_per_feature, pipeline)
         found: Any = pipeline(
             source,
             sentences,
@@ -265,7 +266,7 @@ def _features_of(
     video: str,
     store: Path | None,
     seconds_per_feature: float | None,
-    fps: float | None,
+    pipeline: Any,
 ) -> "VideoFeatures":
     """Read the features of a video in a store, or of a file, opening its folder as a store."""
     from tmapdiff.data import NpyFeatureStore, NpzFeatureStore, PtFeatureStore, open_feature_store
@@ -273,6 +274,7 @@ def _features_of(
     from tmapdiff.data._spelling import find_spelling
     from tmapdiff.data._video_ids import video_id_of
     from tmapdiff.video import VideoFeatures
+    from tmapdiff.video.frame_encoder import other_encoder
 
     opened: Any
     if store is not None:
@@ -287,6 +289,9 @@ def _features_of(
         opened = kinds[path.suffix](path.parent, seconds_per_feature)
         video_id = video_id_of(path.name, path.suffix)
     array = opened[video_id]
+    if text := other_encoder(pipeline.frame_encoder, opened):
+        warnings.warn(text, stacklevel=2)
+    fps = pipeline.config.fps
     rate = opened.seconds_per_feature or (1 / fps if fps else None)
     if rate is None:
         expected = "--seconds-per-feature, as neither the features nor the pipeline declare it"

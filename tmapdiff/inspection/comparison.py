@@ -9,6 +9,7 @@ from tmapdiff.data._spelling import find_spelling
 from tmapdiff.errors import ArgumentError
 from tmapdiff.inspection.features import Features, coverage
 from tmapdiff.inspection.report import Finding, Kind, about
+from tmapdiff.video.frame_encoder import other_encoder
 
 if TYPE_CHECKING:
     from tmapdiff.pipelines import MomentLocalizationPipeline
@@ -124,12 +125,8 @@ def _features_and_pipeline(
     if rate and fps and abs(rate * fps - 1) > 0.01:
         text = f"the pipeline takes {fps:g} features per second, the store has {1 / rate:.4g}"
         yield Finding("wrong rate", text)
-    encoder, made_by = pipeline.frame_encoder, store.attributes.get("model_sha256")
-    if encoder is not None and made_by not in (None, encoder.fingerprint):
-        text = (
-            f"the pipeline uses {encoder.description}, the store {store.attributes.get('model')} "
-            "with other weights or settings"
-        )
+    encoder = pipeline.frame_encoder
+    if text := other_encoder(encoder, store):
         yield Finding("another frame encoder", text)
     if encoder is not None and "model_sha256" in store.left_out:
         text = "the store does not record the frame encoder of its features; convert it"

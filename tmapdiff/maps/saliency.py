@@ -130,7 +130,7 @@ def resample_saliency(
     for name, value in named.items():
         check_range(who, name, value, 0, open_low=True)
     own = saliency.detach().cpu().double().numpy()
-    pieces = max(int(duration / seconds), 1)
+    pieces = max(int(duration / seconds + 1e-6), 1)  # 0.6 / 0.2 is below 3
     check_item_bytes(who, f"pieces of {seconds:g} s", 8 * pieces)
     ends = np.arange(pieces + 1) * seconds
     ends = ends.clip(max=duration)

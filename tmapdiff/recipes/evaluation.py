@@ -29,6 +29,7 @@ from tmapdiff.models.map_localizer import check_sampling
 from tmapdiff.pipelines import MomentLocalizationPipeline
 from tmapdiff.recipes.data import LocalizationData, encode_queries
 from tmapdiff.recipes.training import DIDEMO_GRID, Recipe, TrainedLocalizer
+from tmapdiff.video.frame_encoder import other_encoder
 
 Control = Literal["prior", "oracle"]
 _DRAWN = 4
@@ -231,8 +232,9 @@ def make_pipeline_test_set(
 ) -> MomentDataset:
     """Build the test set to evaluate a pipeline on.
 
-    Warns if videos are more than twice as long as all training videos: the pipeline would search
-    them in windows, but here they are searched as a whole.
+    Warns if another frame encoder than the pipeline's made the features, or if videos are more than
+    twice as long as all training videos: the pipeline would search them in windows, but here they
+    are searched as a whole.
 
     Args:
         pipeline: The pipeline.
@@ -254,6 +256,8 @@ def make_pipeline_test_set(
     if data.protocol == "didemo" and (grid != MapGrid(**DIDEMO_GRID) or not clip_seconds):
         expected = "a pipeline with DiDeMo's 21 moments, as trained on DiDeMo"
         raise ConfigError(message(who, expected, repr(grid)))
+    if text := other_encoder(pipeline.frame_encoder, data.store):
+        warnings.warn(text, stacklevel=2)
     durations = pipeline.config.durations
     if clip_seconds is None and durations is not None:
         longer = {item.video_id for item in data.test if item.duration > 2 * durations[-1]}

@@ -347,6 +347,15 @@ def _check_preprocessing(place: str, config: dict[str, Any]) -> None:
         raise CheckpointError(f"{place}: the preprocessing in {_CONFIG} is not one of timm's.")
 
 
+def other_encoder(encoder: Any, store: Any) -> str:
+    """Say whether a feature store names another frame encoder than `encoder`; empty if not."""
+    attributes = getattr(store, "attributes", {})
+    if encoder is None or attributes.get("model_sha256") in (None, encoder.fingerprint):
+        return ""
+    made_by = f"the store {attributes.get('model')} with other weights or settings"
+    return f"the pipeline uses {encoder.description}, {made_by}"
+
+
 def has_small_numbers(config: Any) -> bool:
     """Return whether no number in a configuration exceeds any size that models have."""
     if isinstance(config, Mapping):
