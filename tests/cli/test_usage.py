@@ -15,6 +15,11 @@ CASES = {
     "train --deterministic --model oracle": f"'--deterministic': {NO_EFFECT} a model to train.",
     "train --activation-checkpointing --model oracle": f"'--activation-checkpointing': {NO_EFFECT}",
     "train --checkpoint-minutes 3 --model oracle": f"'--checkpoint-minutes': {NO_EFFECT} a model",
+    "train --epochs 2 --model oracle": f"'--epochs': {NO_EFFECT} a model to train.",
+    "train --objective bce-full --model prior": f"'--objective': {NO_EFFECT} a model to train.",
+    "train --learning-rate 1 --model similarity": f"'--learning-rate': {NO_EFFECT} a network to t",
+    "train --train . --test tests/conftest.py --test-split val --features y":
+        f"'--test-split': {NO_EFFECT} a folder of queries.",
     "train --decoder cnn-mul --model ms2dtan": f"'--decoder': {NO_EFFECT} a model with such a dec",
     "train --decoder cnn-mul --model prior": f"'--decoder': {NO_EFFECT} a model with such a dec",
     "train --steps 2 --model ms2dtan": f"'--steps': {NO_EFFECT} --model diffusion.",

@@ -59,10 +59,12 @@ class DataOptions:
         parts: list[tuple[Path, SplitName]] = [] if train is None else [(train, "train")]
         parts += [(test, self.test_split) for test in tests]
         of_root = any(place == self.root for place, _ in parts) or TIMELINE in stores
+        folders = [place for place in tests if place.is_dir()]
         users_of_root = "queries to take from it or --features timeline"
         refuse_idle(
             ("--features", stores and not parts, f"{queries_option} or --root"),
             ("--root", self.root and not of_root, users_of_root),
+            ("--test-split", self.test_split != "test" and not folders, "a folder of queries"),
             ("--seconds-per-feature", self.seconds_per_feature and not stores, "--features"),
         )
         named = {self.dataset, self.protocol}

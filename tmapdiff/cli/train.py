@@ -181,18 +181,17 @@ def train(
     untrained = model in ("prior", "oracle")
     made_up = data_options.root is None and train is None
     simulated = made_up or data_options.features == ["timeline"]
-    of_training = {
-        "--resume": resume,
-        "--ranking": ranking,
-        "--compile": training_options.compile,
-        "--activation-checkpointing": training_options.activation_checkpointing,
-        "--deterministic": training_options.deterministic,
-        "--checkpoint-minutes": training_options.checkpoint_minutes,
-        "--negatives": training_options.negatives,
+    of_network = {
+        f"--{name.replace('_', '-')}": one for name, one in vars(training_options).items()
     }
-    no_decoder = untrained or model in ("ms2dtan", "similarity")
+    of_network |= {"--objective": recipe_options.objective, "--workers": workers}
+    of_training = {**of_network, "--resume": resume, "--ranking": ranking}
+    of_training |= {"--glove": recipe_options.glove}
+    del of_network["--batch-size"], of_network["--negatives"]
+    is_fitted, no_decoder = model == "similarity", untrained or model in ("ms2dtan", "similarity")
     options.refuse_idle(
-        *((name, value and untrained, "a model to train") for name, value in of_training.items()),
+        *((name, one and untrained, "a model to train") for name, one in of_training.items()),
+        *((name, one and is_fitted, "a network to train") for name, one in of_network.items()),
         ("--test", test is not None and made_up, "--train or --root"),
         ("--frame-encoder", frame_encoder and (simulated or untrained), "features of videos"),
         ("--text-encoder", text_encoder and untrained, "a model to train"),
