@@ -232,6 +232,8 @@ def test_pipelines_that_do_not_fit_the_data_are_refused(data):
     with refuses(ConfigError, "expected features of 5 channels, as in training, got 256 from"):
         make_pipeline_test_set(pipeline, data)
     didemo = LocalizationData.make_up("didemo")
+    with refuses(ConfigError, "Recipe: expected no clip_seconds for DiDeMo, whose clips are its"):
+        Recipe("nano", clip_seconds=3).set_options(didemo)
     pipeline = MomentLocalizationPipeline(Recipe("nano").build(VOCABULARY, 256), VOCABULARY)
     with refuses(ConfigError, "expected a pipeline with DiDeMo's 21 moments"):
         make_pipeline_test_set(pipeline, didemo)

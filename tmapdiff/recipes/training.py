@@ -191,7 +191,14 @@ class Recipe:
         return model
 
     def set_options(self, data: LocalizationData) -> dict[str, Any]:
-        """Return the arguments of `make_train_set` and `make_test_set` of `data` for the preset."""
+        """Return the arguments of `make_train_set` and `make_test_set` of `data` for the preset.
+
+        Raises:
+            ConfigError: If the clips of DiDeMo are to last longer or shorter than its segments.
+        """
+        if data.protocol == "didemo" and self.clip_seconds not in (None, SEGMENT_SECONDS):
+            expected = "no clip_seconds for DiDeMo, whose clips are its segments"
+            raise ConfigError(message("Recipe", expected, self.clip_seconds))
         preset = self.preset_for(data.protocol)
         return {
             "grid": preset.make_grid(),
