@@ -101,6 +101,13 @@ def test_saliency_is_a_curve_under_the_map_and_above_the_bars():
     np.testing.assert_allclose(values, saliency.tolist())
     np.testing.assert_allclose(ends, np.arange(9) / 2)
     assert (under.get_xlim(), under.get_xlabel()) == ((0, 4), "time (s)")
+    # No word is cut off, however wide the numbers are.
+    for scale in (1, 0.1, 0.01):
+        figure = plot_map(torch.rand(8, 8), title="a\nb", saliency=saliency * scale).figure
+        figure.draw_without_rendering()
+        box, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
+        assert min(box.x0, box.y0) > 0
+        assert (box.x1, box.y1) < (width, height)
     maps = torch.rand(8, 8), torch.rand(8, 8)
     shown = {"clip_seconds": 0.5, "saliency": saliency}
     figure = plot_comparison(*maps, **shown, predicted_moments=[(1, 2)], moments=[(1.5, 2)])

@@ -71,9 +71,11 @@ def plot_map(
         shown = shown & mask
     if saliency is not None:
         check_shape(who, "saliency", saliency, "N", sizes)
+    figure: Figure | None = None
     if ax is None:
         below = 0.0 if saliency is None else _SALIENCY_INCHES
-        ax = new_figure(MAP_INCHES, MAP_INCHES + below, who).subplots()
+        figure = new_figure(MAP_INCHES, MAP_INCHES + below, who)
+        ax = figure.subplots()
 
     seconds = sizes["N"] * clip_seconds
     ax.imshow(
@@ -118,6 +120,9 @@ def plot_map(
         under.set_ylim(bottom=0)
         under.locator_params(axis="x", nbins=5, steps=[1, 2, 5, 10])
         under.locator_params(axis="y", nbins=2)
+        if figure is not None:
+            for _ in range(3):  # passes of the layout until axes inside of others fit
+                figure.draw_without_rendering()
     return ax
 
 
