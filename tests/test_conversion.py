@@ -134,7 +134,18 @@ def test_a_target_with_other_attributes_is_refused(source, tmp_path, format):
         file.attrs["model"] = np.bytes_(b"clip")
     with refuses(FeatureError, "to have model = 'clip', got 'vgg'."):
         convert_features(source, target, format=format)
+    # Features of unknown origin and rate would get those of the target, and the other way round.
+    (tmp_path / "plain").mkdir()
+    np.save(tmp_path / "plain" / "new.npy", np.ones((3, 6), np.float32))
+    for rate, text in (
+        (0.5, "to have no model, like the new ones, got 'vgg'."),
+        (None, "to have no "),
+    ):
+        with refuses(FeatureError, text):
+            convert_features(tmp_path / "plain", target, format=format, seconds_per_feature=rate)
     assert contents(target) == before
+    with refuses(FeatureError, "to have ", ", got none."):
+        convert_features(target, tmp_path / "plain")
 
 
 def test_damage_of_what_was_written_is_noticed(source, tmp_path):

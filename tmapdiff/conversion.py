@@ -22,7 +22,7 @@ from tmapdiff.data._video_ids import check_video_id, file_name, find_file, is_vi
 from tmapdiff.data.features import ATTRIBUTES, read_folder_attributes
 from tmapdiff.errors import AnnotationError, ArgumentError, FeatureError, TmapdiffError
 from tmapdiff.video import FeatureStoreWriter, VideoNote
-from tmapdiff.video.store_writer import Attributes
+from tmapdiff.video.store_writer import Attributes, check_same
 
 StoreFormat = Literal["hdf5", "npy", "npz", "pt"]
 
@@ -177,12 +177,9 @@ class _FolderWriter:
         for left in folder.glob(f".*{suffix}.*"):  # left by a killed process
             shutil.rmtree(left, ignore_errors=True)
         stated = read_folder_attributes(folder)
-        for name, value in attributes.items():
-            before = stated["attributes"].setdefault(name, value)
-            if before != value:
-                expected = f"the features in {folder} to have {name} = {value!r}"
-                hint = "Write the new features to another folder."
-                raise FeatureError(message("convert_features", expected, repr(before), hint))
+        if any(file.suffix == suffix for file in files):
+            check_same(folder, stated["attributes"], attributes)
+        stated["attributes"] |= attributes
         stated["videos"] |= {video_id: dict(found) for video_id, found in videos.items() if found}
         if any(stated.values()):
             with written_beside(folder / ATTRIBUTES) as new:

@@ -128,7 +128,7 @@ def localize(
         text = "pass a file of features alone, without other videos."
         raise typer.BadParameter(text, param_hint="'VIDEO...'")
     options.refuse_idle(
-        ("--seconds-per-feature", seconds_per_feature and not of_features, "features"),
+        ("--seconds-per-feature", seconds_per_feature is not None and not of_features, "features"),
         ("--strip", strip and (of_features or is_track), "a video"),
         ("--pairs", pairs == "zip" and not several, "several videos"),
         ("--out", out and of_features, "videos or text tracks"),

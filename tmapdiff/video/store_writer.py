@@ -26,6 +26,8 @@ from tmapdiff.errors import FeatureError, FileError
 
 Attributes = Mapping[str, str | int | float]
 PART = ".npz"
+# Attributes that new features would wrongly get from a store if they have none.
+_TELLING = ("model", "model_sha256", "fps", "seconds_per_feature", "description")
 
 
 class FeatureStoreWriter:
@@ -156,7 +158,7 @@ class FeatureStoreWriter:
             self._read_store()
         shared, parts = self.parts / "attributes.json", self._parts()
         if parts and shared.exists():
-            self._check_same(_read_attributes(shared))
+            check_same(self.path, _read_attributes(shared), self.attributes)
         else:
             with written_beside(shared) as new:
                 new.write_text(json.dumps(self.attributes))
@@ -178,21 +180,10 @@ class FeatureStoreWriter:
                 expected = f"fixed-length attributes in {self.path}, as this release writes them"
                 hint = "Convert it to a new file first: tmapdiff convert OLD NEW."
                 raise FeatureError(message("FeatureStoreWriter", expected, lost, hint))
-            self._check_same(shared)
+            check_same(self.path, shared, self.attributes)
             for key in file:
                 if (member := find_member(f"{self.path}, {key}", file, key)) is not None:
                     self._written[video_id_of_key(key)], _ = read_attributes(key, member)
-
-    def _check_same(self, found: dict[str, Any]) -> None:
-        for name, value in self.attributes.items():
-            stored = value  # as written to HDF5
-            if isinstance(value, str):
-                stored = value.encode(errors="backslashreplace").decode()
-            if found.get(name) not in (value, stored):
-                expected = f"the features in {self.path} to have {name} = {value!r}"
-                got = repr(found[name]) if name in found else "none"
-                hint = "Write the new features to another file."
-                raise FeatureError(message("FeatureStoreWriter", expected, got, hint))
 
     def _parts(self) -> list[Path]:
         parts = self.parts.glob(f"*{PART}")
@@ -202,6 +193,20 @@ class FeatureStoreWriter:
         if not self._parts():
             shutil.rmtree(self.parts, ignore_errors=True)
         self._lock.release()
+
+
+def check_same(place: Path, found: Attributes, new: Attributes) -> None:
+    """Raise FeatureError if the attributes of features in `place` do not hold for new ones."""
+    for name in dict.fromkeys([*new, *(one for one in _TELLING if one in found)]):
+        value = stored = new.get(name)  # as written to HDF5
+        if isinstance(value, str):
+            stored = value.encode(errors="backslashreplace").decode()
+        if found.get(name) not in (value, stored):
+            expected = f"the features in {place} to have "
+            expected += f"{name} = {value!r}" if name in new else f"no {name}, like the new ones"
+            got = repr(found[name]) if name in found else "none"
+            hint = "Write the new features to another file or folder."
+            raise FeatureError(message("FeatureStoreWriter", expected, got, hint))
 
 
 def _in_place(attributes: Attributes) -> dict[str, Any]:
