@@ -149,3 +149,10 @@ def test_durations_without_end_name_the_place(tmp_path):
     )
     with refuses(AnnotationError, f"{tmp_path / 'train.json'}, video 'A': "):
         load_tacos(tmp_path / "train.json")
+
+
+def test_no_repeated_field_is_lost(tmp_path):
+    video = '"v": {"duration": 9, "timestamps": [[0, 5]], "sentences": ["a dog barks"]}'
+    (tmp_path / "train.json").write_text(f"{{{video}, {video}}}")
+    with refuses(AnnotationError, "train.json: expected JSON, got the field 'v' twice."):
+        load_annotations(tmp_path / "train.json")

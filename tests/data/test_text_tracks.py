@@ -113,7 +113,9 @@ def test_what_is_no_track(tmp_path):
         with refuses(AnnotationError, text):
             read(tmp_path, name, content)
     (tmp_path / "x.srt").write_bytes(b"1\n00:00:01,000 --> 00:00:02,000\ncaf\xe9")
-    with refuses(AnnotationError, "x.srt line 3: got the byte 0xe9. Save it as UTF-8."):
+    with refuses(
+        AnnotationError, "x.srt line 3: expected UTF-8 text, got", "0xe9. Save it as UTF-8."
+    ):
         load_text_track(tmp_path / "x.srt")
     with refuses(FileError, "none.srt: No such file"):
         load_text_track(tmp_path / "none.srt")

@@ -8,7 +8,7 @@ AnnotationError if the content is wrong. `who` names the file and the line or re
 import json
 import math
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import count
@@ -167,10 +167,19 @@ def json_or_none(path: Path) -> Any:
 
 def _parsed(who: str, text: str) -> Any:
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_each_once)
     # Deep nesting raises RecursionError, numbers of many digits ValueError.
     except (ValueError, RecursionError) as error:
         raise AnnotationError(message(who, "JSON", first_line(error))) from error
+
+
+def _each_once(fields: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object, of which Python would lose all but the last value of a repeated field."""
+    found = dict(fields)
+    if len(found) < len(fields):
+        ((again, _),) = Counter(name for name, _ in fields).most_common(1)
+        raise ValueError(f"the field {again!r} twice")
+    return found
 
 
 def json_lines(path: Path) -> Iterator[tuple[int, str, Any]]:
