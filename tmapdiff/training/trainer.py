@@ -2,6 +2,7 @@
 
 import copy
 import json
+import logging
 import math
 import os
 import sys
@@ -241,6 +242,8 @@ class Trainer:
     def _make_schedule(self) -> None:
         from timm.scheduler import CosineLRScheduler
 
+        # It remarks that a run of a single step needs no schedule.
+        logging.getLogger("timm.scheduler.cosine_lr").setLevel(logging.ERROR)
         steps = self.config.epochs * len(self.loader)
         warmup_steps = math.ceil(self.config.warmup * steps)
         self.schedule = CosineLRScheduler(
