@@ -143,6 +143,10 @@ def test_a_target_with_other_attributes_is_refused(source, tmp_path, format):
     ):
         with refuses(FeatureError, text):
             convert_features(tmp_path / "plain", target, format=format, seconds_per_feature=rate)
+    (tmp_path / "wide").mkdir()
+    np.save(tmp_path / "wide" / "a.npy", np.ones((3, 7), np.float32))
+    with refuses(FeatureError, f"expected features of width 6, like those in {target}, got 7."):
+        convert_features(tmp_path / "wide", target, format=format)
     assert contents(target) == before
     with refuses(FeatureError, "to have ", ", got none."):
         convert_features(target, tmp_path / "plain")

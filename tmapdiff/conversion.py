@@ -6,7 +6,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -20,7 +20,13 @@ from tmapdiff.data import ActionTimelineFeatures, HDF5FeatureStore, open_feature
 from tmapdiff.data._hdf5 import HDF5_SUFFIXES
 from tmapdiff.data._video_ids import check_video_id, file_name, find_file, is_video_id
 from tmapdiff.data.features import ATTRIBUTES, read_folder_attributes
-from tmapdiff.errors import AnnotationError, ArgumentError, FeatureError, TmapdiffError
+from tmapdiff.errors import (
+    AnnotationError,
+    ArgumentError,
+    FeatureError,
+    FileError,
+    TmapdiffError,
+)
 from tmapdiff.video import FeatureStoreWriter, VideoNote
 from tmapdiff.video.store_writer import Attributes, check_same
 
@@ -80,8 +86,8 @@ def convert_features(
 
     Raises:
         FileError: If the source cannot be read or the target cannot be written.
-        FeatureError: If the target has other features for a video, or other attributes; or if the
-            features read back differ from the source.
+        FeatureError: If the target has other features for a video, other attributes or features of
+            another width; or if the features read back differ from the source.
         ArgumentError: If source and target are the same, or `seconds_per_feature` differs from that
             of simulated features.
         ConfigError: If there is no such format.
@@ -101,6 +107,12 @@ def convert_features(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about omitted attributes, which are recovered below
             store = open_feature_store(source, seconds_per_feature)
+    with warnings.catch_warnings(), suppress(FileError):  # such as for a new target
+        warnings.simplefilter("ignore")
+        if (width := open_feature_store(path).feature_dim) != store.feature_dim:
+            expected = f"features of width {width}, like those in {path}"
+            hint = "Write them to another file or folder."
+            raise FeatureError(message(who, expected, store.feature_dim, hint))
     if format is None:
         format = "hdf5" if path.suffix.lower() in HDF5_SUFFIXES else "npy"
     check_choice(who, "format", format, get_args(StoreFormat))
