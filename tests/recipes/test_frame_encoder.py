@@ -10,7 +10,7 @@ from helpers.assertions import refuses
 from helpers.videos import write_video
 from safetensors.torch import save_file
 
-from tmapdiff.data import open_feature_store
+from tmapdiff.data import ConcatFeatureStore, open_feature_store
 from tmapdiff.errors import CheckpointError, FeatureError
 from tmapdiff.recipes import find_frame_encoder
 from tmapdiff.video import FrameEncoder, extract_features
@@ -98,6 +98,10 @@ def test_a_saved_encoder_must_be_the_one_that_made_the_features(extracted, tmp_p
     store = extracted(made)
     found = find_frame_encoder(store, tmp_path / "made")
     assert (found.encoder.fingerprint, found.fps) == (made.fingerprint, 2.0)
+    with refuses(
+        FeatureError, "expected an encoder with the 192 channels of", ", got 96 from timm"
+    ):
+        find_frame_encoder(ConcatFeatureStore([store, store]), tmp_path / "made")
     with refuses(FeatureError, "expected the encoder that made HDF5 features f.h5", "got another"):
         find_frame_encoder(store, tmp_path / "other")
     # Without a record of the encoder, any encoder is accepted.

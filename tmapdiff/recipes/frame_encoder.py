@@ -41,8 +41,8 @@ def find_frame_encoder(
 
     Raises:
         CheckpointError: If there is no encoder in `folder`.
-        FeatureError: If `folder` holds another encoder, or the store lacks its rate or part of its
-            record of the encoder.
+        FeatureError: If `folder` holds another encoder or one of other channels, or the store lacks
+            its rate or part of its record of the encoder.
     """
     attributes: dict[str, Any] = getattr(store, "attributes", {})
     rate = store.seconds_per_feature
@@ -56,6 +56,10 @@ def find_frame_encoder(
         if attributes.get("model_sha256") not in (None, encoder.fingerprint):
             expected = f"the encoder that made {store.description}, {attributes.get('model')}"
             got = f"another one in {folder}, {encoder.description}"
+            raise FeatureError(message(who, expected, got))
+        if encoder.feature_dim != store.feature_dim:
+            expected = f"an encoder with the {store.feature_dim} channels of {store.description}"
+            got = f"{encoder.feature_dim} from {encoder.description}"
             raise FeatureError(message(who, expected, got))
         if rate is None:
             expected = f"the rate of {store.description}, for a pipeline that takes videos"
