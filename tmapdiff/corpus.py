@@ -413,7 +413,9 @@ def _videos_done(output: Path, is_current: Callable[[str, Any], bool]) -> Iterat
             hint = "Remove it to localize its videos again."
             raise FileError(message(str(path), expected, first_line(error), hint)) from error
         current = [one for one in ids if is_current(one, states.get(one))]
-        if len(current) < len(ids):
+        if not current:
+            path.unlink()
+        elif len(current) < len(ids):
             _write_table(
                 path, table.filter([one in current for one in table["video_id"].to_pylist()])
             )
