@@ -38,9 +38,9 @@ def dtype_of(layer: nn.Module) -> torch.dtype:
 
 def weights_version(model: nn.Module) -> tuple[object, ...]:
     """Return a key for cached results, which changes when weights are trained, loaded or moved."""
-    tensors = (*model.parameters(), *model.buffers())
     return tuple(
-        (one.data_ptr(), one.dtype, 0 if one.is_inference() else one._version) for one in tensors
+        (id(one), 0 if one.is_inference() else one._version, one.dtype, one.device)
+        for one in (*model.parameters(), *model.buffers())
     )
 
 
