@@ -9,7 +9,6 @@ from tmapdiff.data._spelling import find_spelling
 from tmapdiff.errors import ArgumentError
 from tmapdiff.inspection.features import Features, coverage
 from tmapdiff.inspection.report import Finding, Kind, about
-from tmapdiff.video.frame_encoder import other_encoder
 
 if TYPE_CHECKING:
     from tmapdiff.pipelines import MomentLocalizationPipeline
@@ -116,6 +115,8 @@ def _features_and_videos(features: Features, durations: Mapping[str, float]) -> 
 def _features_and_pipeline(
     features: Features, pipeline: "MomentLocalizationPipeline"
 ) -> Iterator[Finding]:
+    from tmapdiff.video.frame_encoder import other_encoder  # needs torch
+
     store, _ = features
     wanted = pipeline.localizer.encoder.config.clip_channels
     if store.feature_dim != wanted:
