@@ -123,9 +123,13 @@ def test_it_is_frozen():
     assert not before.requires_grad
 
 
-def test_long_sentences_are_cut_and_none_is_no_trouble():
-    features = make_encoder()(["door " * 50])
-    assert features.num_tokens.tolist() == [12]
+@pytest.mark.parametrize("kind", ["bert", "clip", "siglip"])
+def test_long_sentences_are_cut_with_a_warning_and_none_is_no_trouble(kind):
+    sentences = ["door " * 50, "door " * 10, "the " + "door " * 10]
+    text = r"at most 12 tokens, got 2 longer ones, whose ends are ignored: 'door door "
+    with pytest.warns(UserWarning, match=text):
+        features = make_encoder(kind)(sentences)
+    assert features.num_tokens.tolist() == [12, 12, 12]
     empty = make_encoder("clip")([])
     assert (empty.sentences.shape, empty.tokens.shape[0]) == ((0, 8), 0)
 

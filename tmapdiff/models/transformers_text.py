@@ -3,6 +3,7 @@
 import os
 import re
 import threading
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from typing_extensions import Self
 
-from tmapdiff._core.checks import check_int, foreign_errors, message, require
+from tmapdiff._core.checks import check_int, foreign_errors, message, require, shown
 from tmapdiff._core.files import written_beside
 from tmapdiff._core.transformers_models import load_beside, load_model
 from tmapdiff.errors import ArgumentError, CheckpointError
@@ -65,7 +66,8 @@ class TransformersTextEncoder(nn.Module):
         batch_size: Sentences per batch.
 
     Shape:
-        - sentences: B strings, truncated to the model's maximum length
+        - sentences: B strings; the end of one that is longer than `max_tokens` is cut off, with a
+          warning
         - returns: `SentenceFeatures`, on the CPU
 
     Raises:
@@ -231,8 +233,10 @@ class TransformersTextEncoder(nn.Module):
         # A damaged tokenizer may fail only on words that it does not know.
         what = f"{type(self).__name__}: cannot tokenize {sentences[0]!r}"
         with foreign_errors(CheckpointError, what):
-            return self.tokenizer(
-                [one.lower() for one in sentences] if self._reads_padding else sentences,
+            texts = [one.lower() for one in sentences] if self._reads_padding else sentences
+            whole = self.tokenizer(texts, return_attention_mask=False, verbose=False)["input_ids"]
+            tokens = self.tokenizer(
+                texts,
                 padding="max_length" if self._reads_padding else True,
                 truncation=True,
                 max_length=self.max_tokens,
@@ -241,6 +245,12 @@ class TransformersTextEncoder(nn.Module):
                 return_attention_mask=not self._reads_padding,
                 return_token_type_ids=False,
             )
+        if cut := [len(ids) > self.max_tokens for ids in whole].count(True):
+            expected = f"sentences of at most {self.max_tokens} tokens"
+            longest = max(range(len(whole)), key=lambda place: len(whole[place]))
+            got = f"{cut} longer ones, whose ends are ignored: {shown(sentences[longest])}"
+            warnings.warn(message(type(self).__name__, expected, got), stacklevel=4)
+        return tokens
 
     def _check_tokens(self, known: int) -> None:
         largest = max(self.tokenizer.get_vocab().values(), default=0)
