@@ -346,6 +346,10 @@ def test_glove_of_some_words(tmp_path):
     assert glove.words == ("the", "n't")
     np.testing.assert_array_equal(glove.vectors, vectors[[0, 3]])
     assert load_glove(path, words=["none"]).vectors.shape == (0, 3)
+    path.write_text("the 1 2 3\ncut 1 2\n")
+    with refuses(FileError, "a word in UTF-8 and 3 finite numbers, got 'cut 1 2'."):
+        load_glove(path, words=["cut"])
+    assert load_glove(path, words=["the"]).words == ("the",)
 
 
 def test_glove_one_dimension(tmp_path):

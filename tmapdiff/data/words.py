@@ -344,7 +344,7 @@ def load_glove(path: str | os.PathLike[str], words: Iterable[str] | None = None)
             # Faster than splitting the whole line.
             *word, numbers = line.split(b" ", max(0, line.count(b" ") - width + 1))
             name = b" ".join(word)
-            if wanted is not None and name not in wanted:
+            if wanted is not None and name and name not in wanted:
                 continue
             try:
                 found.append(name.decode())
