@@ -8,11 +8,13 @@ import pytest
 import torch
 from helpers.assertions import assert_close, refuses
 from helpers.text_encoders import tiny_text_encoder
+from matplotlib.figure import Figure
 
 from tmapdiff import PRESETS, MomentLocalizationPipeline, Vocabulary
 from tmapdiff.data import tokenize
 from tmapdiff.data.sampling import torch_generator_for
 from tmapdiff.errors import ConfigError
+from tmapdiff.evaluation import draw_queries
 from tmapdiff.models import MS2DTAN, MomentLocalizer
 from tmapdiff.recipes import (
     LocalizationData,
@@ -119,6 +121,8 @@ def test_unknown_names_are_refused():
         ({"preset": "huge"}, "expected preset to be one of nano"),
         ({"model": "prior"}, "expected model to be one of diffusion, deterministic, ms2dtan"),
         ({"decoder": "rnn"}, "expected decoder to be one of transformer-xattn-ss"),
+        ({"decoder": "cnn-mul", "model": "ms2dtan"}, "no decoder for model ms2dtan, which does"),
+        ({"objective": "bce-full", "model": "similarity"}, "no objective for model similarity"),
     ):
         with refuses(ConfigError, text):
             Recipe(**fields)
@@ -169,6 +173,29 @@ def test_each_sampling_option_reaches_the_answers(data):
         for fields in ({}, {"seed": 1}, {"num_samples": 2}, {"ranking": "expected-hits"})
     ]
     assert len(set(found)) == 4
+
+
+@pytest.mark.parametrize("fields", [{"ranking": "expected-hits"}, {"answer": "set"}])
+def test_the_drawn_answers_are_those_in_the_file(data, monkeypatch, tmp_path, fields):
+    drawn = []
+
+    def draw(*args, **options):
+        drawn.append(draw_queries(*args, **options))
+        return Figure((1, 1))  # saving the other takes long
+
+    monkeypatch.setattr("tmapdiff.recipes.evaluation.draw_queries", draw)
+    vocabulary = Vocabulary.from_sentences(item.query for item in data.train)
+    model = Recipe("nano").build(vocabulary, data.store.feature_dim).eval()
+    with torch.no_grad():  # last layers are 0 before training
+        for weight in model.parameters():
+            weight += 0.1 * torch.randn_like(weight)
+    test_set = data.limit(1).make_test_set(model.grid, vocabulary)
+    results = evaluate_localizer(model, test_set, SamplingOptions((1,), 2, **fields))
+    results.write(tmp_path, {})
+    (panel,) = (ax for ax in drawn[0].subfigs[0].axes if ax.get_label() == "moments")
+    scores = [window[2] for window in results.evaluation.predictions[0].windows]
+    expected = [f"{rank}  ({score:.2f})" for rank, score in enumerate(scores, start=1)]
+    assert [text.get_text() for text in panel.get_yticklabels()[1:-1]] == expected
 
 
 def as_the_pipeline_answers(pipeline, data):

@@ -24,8 +24,8 @@ def draw_queries(
     dataset: Dataset[Any],
     positions: Sequence[int],
     *,
-    num_inference_steps: int | None = None,
     seed: int = 0,
+    **options: Any,
 ) -> "Figure":
     """Plot the predicted and true maps of a few queries, and the best moments.
 
@@ -33,8 +33,8 @@ def draw_queries(
         model: The localizer, in any mode.
         dataset: Data set with the queries.
         positions: Indices of the queries in it.
-        num_inference_steps: Denoising steps. Defaults to the model's number.
         seed: Seed of the noise, as for `evaluate`.
+        **options: As for `MapLocalizer.localize`: `num_inference_steps`, `ranking`, `answer`, ...
 
     Raises:
         ArgumentError: If `positions` are empty.
@@ -44,7 +44,6 @@ def draw_queries(
     check_fixed("draw_queries", dataset)
     batch = collate_moments([dataset[position] for position in positions]).to(model.device)
     check_whole(batch)
-    options = {"num_inference_steps": num_inference_steps}
     found = localize_batch(model, batch, positions, seed, options)
     grid, ranked = found.grid, found.ranked
     iou_maps = IoUMapBuilder(grid)(batch.moments, batch.clip_seconds, batch.num_moments)

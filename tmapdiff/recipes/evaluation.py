@@ -131,8 +131,11 @@ class Results:
                 self.model,
                 self.dataset,
                 range(0, queries, max(1, queries // _DRAWN))[:_DRAWN],
-                num_inference_steps=self.sampling.steps[0] if self.model.is_generative else None,
                 seed=self.sampling.seed,
+                num_inference_steps=self.sampling.steps[0],
+                num_samples=self.sampling.num_samples,
+                ranking=self.sampling.ranking,
+                answer=self.sampling.answer,
             )
             with written_beside(folder / "maps.png") as new:
                 figure.savefig(new)

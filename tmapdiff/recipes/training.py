@@ -66,7 +66,8 @@ class Recipe:
 
     Raises:
         ArgumentError: If a number is out of range.
-        ConfigError: If the preset, model or decoder is unknown.
+        ConfigError: If the preset, model or decoder is unknown, or the model has no such decoder or
+            learns no objective.
     """
 
     preset: str = "tiny"
@@ -83,6 +84,10 @@ class Recipe:
         check_choice("Recipe", "model", self.model, get_args(ModelKind))
         if self.decoder is not None:
             check_choice("Recipe", "decoder", self.decoder, DECODERS)
+        for name, idle in (("decoder", ("ms2dtan", "similarity")), ("objective", ("similarity",))):
+            if getattr(self, name) is not None and self.model in idle:
+                expected = f"no {name} for model {self.model}, which does not use it"
+                raise ConfigError(message("Recipe", expected, getattr(self, name)))
         if self.clip_seconds is not None:
             check_range("Recipe", "clip_seconds", self.clip_seconds, 0, open_low=True)
         check_int("Recipe", "seed", self.seed, at_least=0)
