@@ -334,7 +334,7 @@ class Terms:
         return RowRecipe(
             self.preset,
             "diffusion" if row.model in get_args(Control) else row.model,
-            objective=row.objective,
+            objective=None if row.model == "similarity" else row.objective,
             seed=seed,
             training={**training, "checkpoint_minutes": 1.0, "keep_checkpoints": 2},
             row=row,
