@@ -2,6 +2,7 @@
 
 import json
 import sys
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -132,6 +133,27 @@ def test_long_sentences_are_cut_with_a_warning_and_none_is_no_trouble(kind):
     assert features.num_tokens.tolist() == [12, 12, 12]
     empty = make_encoder("clip")([])
     assert (empty.sentences.shape, empty.tokens.shape[0]) == ((0, 8), 0)
+
+
+@pytest.mark.parametrize(
+    ("pooling", "more", "told"),
+    [
+        ({"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": False}, [], None),
+        ({"pooling_mode": "mean"}, [{"type": "x.Normalize", "path": "2_Normalize"}], None),
+        ({"pooling_mode_cls_token": True}, [], "got pooling_mode_cls_token. Answers"),
+        ({"pooling_mode": "cls"}, [], "got cls. Answers"),
+        ({"pooling_mode_mean_tokens": True}, [{"type": "x.Dense", "path": "2"}], "got Dense."),
+        (None, [], None),
+    ],
+)
+def test_models_whose_sentence_vector_is_not_the_mean(tmp_path, pooling, more, told):
+    make_encoder().save_pretrained(tmp_path)
+    first = [{"type": "x.Transformer", "path": ""}, {"type": "x.Pooling", "path": "1_Pooling"}]
+    (tmp_path / "1_Pooling").mkdir()
+    (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+    (tmp_path / "modules.json").write_text(json.dumps([*first, *more]))
+    with pytest.warns(UserWarning, match=told) if told else nullcontext():
+        TransformersTextEncoder(tmp_path)
 
 
 WANTS_SENTENCEPIECE = pytest.mark.skipif(

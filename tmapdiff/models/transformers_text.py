@@ -6,6 +6,7 @@ import threading
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +16,9 @@ from typing_extensions import Self
 
 from tmapdiff._core.checks import check_int, foreign_errors, message, require, shown
 from tmapdiff._core.files import written_beside
+from tmapdiff._core.limits import JSON_GROWTH
 from tmapdiff._core.transformers_models import load_beside, load_model
+from tmapdiff.data._reading import read_text
 from tmapdiff.errors import ArgumentError, CheckpointError
 from tmapdiff.layers._modules import weights_version
 
@@ -54,7 +57,8 @@ class TransformersTextEncoder(nn.Module):
     For CLIP, SigLIP and other models with `get_text_features`, it uses the text tower: sentence
     vectors share a space with the images of a `TransformersFrameEncoder` of the same model. For
     other models, such as BERT, RoBERTa, T5's encoder and those of sentence-transformers, the
-    sentence vector is the mean over the tokens.
+    sentence vector is the mean over the tokens; a warning says if sentence-transformers computes
+    others, as for models that read the first token.
 
     `MultimodalEncoder(text_channels=encoder.token_channels)` takes `tokens` and `num_tokens` in
     place of words and their number.
@@ -107,6 +111,10 @@ class TransformersTextEncoder(nn.Module):
         if isinstance(model, str | os.PathLike):
             name = os.fspath(model)
             model = load_model(who, name, _TEXT_MODELS)
+            if other := _other_vectors(who, name):
+                expected = f"a model whose sentence vector is the mean over the tokens, for {name}"
+                hint = "Answers may be poor."
+                warnings.warn(message(who, expected, ", ".join(other), hint), stacklevel=2)
         if isinstance(tokenizer, str | os.PathLike):
             tokenizer = load_beside(who, os.fspath(tokenizer), "tokenizer", "AutoTokenizer")
         if tokenizer.pad_token_id is None:
@@ -260,6 +268,26 @@ class TransformersTextEncoder(nn.Module):
             raise CheckpointError(message(type(self).__name__, expected, got))
 
 
+def _other_vectors(who: str, name: str) -> list[str]:
+    """Return what sentence-transformers does for sentence vectors, beside a mean over tokens."""
+    hub = require("transformers.utils", extra="text", purpose=who)
+    options: dict[str, Any] = {"local_files_only": os.path.isdir(name)}
+    for lack in ("missing_entries", "connection_errors"):
+        options[f"_raise_exceptions_for_{lack}"] = False
+    found: list[str] = []
+    for file in ("modules.json", "1_Pooling/config.json"):
+        with foreign_errors(CheckpointError, f"{who}: cannot load {file} of {name}"):
+            place = hub.cached_file(name, file, **options)
+            if place is not None:
+                found += _OTHER_VECTORS.findall(read_text(Path(place), JSON_GROWTH))
+    return found
+
+
+# The sum of tokens over the square root of their number has the direction of the mean.
+_OTHER_VECTORS = re.compile(
+    r'pooling_mode_(?!mean)\w+(?=": *true)|(?<="pooling_mode": ")(?!mean)\w+'
+    r'|(?<=\.)(?!Transformer|Pooling|Normalize)\w+(?=")'
+)
 # Text towers of multimodal models, by the model type in the configuration.
 _TEXT_MODELS = {
     "clip": "CLIPTextModelWithProjection",
