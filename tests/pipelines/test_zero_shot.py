@@ -12,7 +12,7 @@ from helpers.text_encoders import save_two_towers, tiny_text_encoder
 
 from tmapdiff import MomentLocalizationPipeline, TransformersTextEncoder
 from tmapdiff.data import encode_text_track, load_text_track, pool_features
-from tmapdiff.errors import CheckpointError, ConfigError
+from tmapdiff.errors import ArgumentError, CheckpointError, ConfigError
 from tmapdiff.models import SimilarityLocalizer
 from tmapdiff.video import TransformersFrameEncoder, open_video
 
@@ -73,6 +73,8 @@ def test_text_tracks_by_a_sentence_encoder(tmp_path):
     fields = {"num_clips": 8, "num_anchors": 8, "num_scales": 1}
     pipe = MomentLocalizationPipeline.from_text_encoder(tmp_path / "model", **fields)
     assert pipe.takes_text_tracks
+    with refuses(ArgumentError, "no words, as sentences are compared as a whole, got words=True."):
+        MomentLocalizationPipeline.from_text_encoder(tmp_path / "model", words=True)
     found = pipe(str(tmp_path / "talk.srt"), QUERIES)
     assert found.durations == [40.0, 40.0]
     encoder = TransformersTextEncoder(tmp_path / "model")

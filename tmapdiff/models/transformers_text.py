@@ -286,7 +286,7 @@ def _other_vectors(who: str, name: str) -> list[str]:
 # The sum of tokens over the square root of their number has the direction of the mean.
 _OTHER_VECTORS = re.compile(
     r'pooling_mode_(?!mean)\w+(?=": *true)|(?<="pooling_mode": ")(?!mean)\w+'
-    r'|(?<=\.)(?!Transformer|Pooling|Normalize)\w+(?=")'
+    r'|(?<=\.)(?!Transformer|Pooling|Normalize|CLIPModel)\w+(?=")'
 )
 # Text towers of multimodal models, by the model type in the configuration.
 _TEXT_MODELS = {

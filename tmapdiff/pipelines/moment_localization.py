@@ -188,8 +188,7 @@ class MomentLocalizationPipeline(DiffusionPipeline):
             **fields: Fields of `SimilarityLocalizer`, such as `ranking` or `num_clips`.
 
         Raises:
-            TmapdiffError: As `TransformersFrameEncoder`, `TransformersTextEncoder` and
-                `SimilarityLocalizer`.
+            TmapdiffError: As `TransformersFrameEncoder` and `from_text_encoder`.
 
         Example:
             >>> name = "google/siglip2-base-patch16-224"
@@ -222,11 +221,15 @@ class MomentLocalizationPipeline(DiffusionPipeline):
 
         Raises:
             TmapdiffError: As `TransformersTextEncoder` and `SimilarityLocalizer`.
+            ArgumentError: If `words` is True.
 
         Example:
             >>> pipe = MomentLocalizationPipeline.from_text_encoder("minilm")  # doctest: +SKIP
             >>> found = pipe("talk.vtt", "where the budget is decided")  # doctest: +SKIP
         """
+        if fields.get("words"):
+            expected = "no words, as sentences are compared as a whole"
+            raise ArgumentError(message(cls.__name__, expected, "words=True"))
         text_encoder = TransformersTextEncoder(model)
         fields = {"features_per_clip": _ROWS_PER_CLIP, **fields}
         return cls(
