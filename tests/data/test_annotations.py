@@ -111,8 +111,10 @@ def test_split_shares_no_video_and_loses_none(videos, fraction, seed):
     assert many.split_videos(0.2, seed)[1].video_ids != many.split_videos(0.2, 9)[1].video_ids
 
 
-def test_pieces_of_a_video_are_held_out_together():
-    names = [f"{video}_{60 * piece}.0_{60 * piece + 150}.0" for video in "ABCD" for piece in (0, 1)]
+@pytest.mark.parametrize("suffix", ["", ".mp4", ".AVI"])
+def test_pieces_of_a_video_are_held_out_together(suffix):
+    times = ("0.0_150.0", "60.0_210.0")
+    names = [f"{video}_{piece}{suffix}" for video in "ABCD" for piece in times]
     items = AnnotationSet(annotation(qid, name) for qid, name in enumerate(names))
     for seed in range(5):
         stays, held_out = (part.video_ids for part in items.split_videos(0.5, seed))

@@ -5,7 +5,7 @@ from itertools import islice, product
 from typing import Any
 
 # Ids of TACoS and DiDeMo have them in some feature files, but not in others.
-_SUFFIXES = (".avi", ".mp4", ".mkv", ".mov", ".webm", ".mpg", ".mpeg", ".wmv", ".m4v", ".3gp")
+SUFFIXES = (".avi", ".mp4", ".mkv", ".mov", ".webm", ".mpg", ".mpeg", ".wmv", ".m4v", ".3gp")
 _PREFIX = "v_"  # of ActivityNet's ids
 _SHOWN = 3
 
@@ -19,7 +19,7 @@ def find_spelling(video_ids: Sequence[str], store: Container[str]) -> tuple[str,
     found: tuple[str, dict[str, str]] = "", {one: one for one in video_ids if one in store}
     if found[1]:
         return found
-    for prefix, suffix in product((None, _PREFIX, ""), (None, "", *_SUFFIXES)):
+    for prefix, suffix in product((None, _PREFIX, ""), (None, "", *SUFFIXES)):
         spelled = {one: _spelled(one, prefix, suffix) for one in video_ids}
         there = {one: name for one, name in spelled.items() if name and name in store}
         # The spelling must not map two videos to one.
@@ -52,5 +52,5 @@ def _in_words(prefix: str | None, suffix: str | None) -> str:
 
 
 def _without_suffix(video_id: str) -> str:
-    suffix = next((one for one in _SUFFIXES if video_id.lower().endswith(one)), "")
+    suffix = next((one for one in SUFFIXES if video_id.lower().endswith(one)), "")
     return video_id[: len(video_id) - len(suffix)]

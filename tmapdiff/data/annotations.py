@@ -10,12 +10,13 @@ from typing import Any, overload
 
 from tmapdiff._core.checks import check_int, check_range, message, short, shown
 from tmapdiff._core.numbers import finite_number
-from tmapdiff.data._spelling import find_spelling, some_ids
+from tmapdiff.data._spelling import SUFFIXES, find_spelling, some_ids
 from tmapdiff.data._video_ids import check_video_id
 from tmapdiff.errors import AnnotationError, ArgumentError
 
 _LISTED = 5  # lines or videos listed in a report; the rest are counted
-_PIECE = re.compile(r"_\d+(\.\d+)?_\d+(\.\d+)?$")  # start and end of a piece of a video
+# Start and end of a piece of a video, possibly with the suffix of a file.
+_PIECE = re.compile(rf"_\d+(\.\d+)?_\d+(\.\d+)?({'|'.join(map(re.escape, SUFFIXES))})?$", re.I)
 
 
 @dataclass(frozen=True)
