@@ -44,7 +44,7 @@ def plot_video_strip(
         predictions: Predicted (start, end) in seconds, best first, drawn as numbered bars.
         scores: Scores of the predicted moments, written beside their numbers.
         truth: Annotated (start, end) in seconds, drawn as hatched bars.
-        duration: Duration of the video in seconds. Defaults to the last timestamp or end of a moment.
+        duration: Duration of the video in seconds. Defaults to the last timestamp or moment's end.
         title: Text above, for example the query. Long titles are wrapped.
         num_thumbnails: Number of frames shown.
 
