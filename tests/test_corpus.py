@@ -329,6 +329,20 @@ def test_a_worker_that_is_killed_loses_and_repeats_nothing(tmp_path):
 
 
 @uses_ray
+def test_warnings_of_workers_are_told(corpus, tmp_path):
+    frames = FrameEncoder("test_resnet", pretrained=False)
+    make_pipe(frame_encoder=frames).save_pretrained(tmp_path / "pipeline")
+    (tmp_path / "features").mkdir()
+    np.save(tmp_path / "features" / "video00.npy", np.ones((40, frames.feature_dim), np.float32))
+    stated = {"attributes": {"model": "b", "model_sha256": "0"}, "videos": {}}
+    (tmp_path / "features" / "attributes.json").write_text(json.dumps(stated))
+    videos = write(tmp_path / "videos", video_id=["video00"], duration=[10.0])
+    places = {"pipeline": tmp_path / "pipeline", "features": [tmp_path / "features"]}
+    with pytest.warns(UserWarning, match="the pipeline uses timm test_resnet"):
+        assert run(corpus, tmp_path / "out", videos=videos, num_workers=1, **places).videos == 1
+
+
+@uses_ray
 def test_threads_of_workers_wait_for_a_moment_only(corpus, tmp_path, monkeypatch):
     class Telling:  # a local class, which is pickled by value
         def __init__(self, **settings):
@@ -340,7 +354,7 @@ def test_threads_of_workers_wait_for_a_moment_only(corpus, tmp_path, monkeypatch
 
             told = str(os.environ.get("GOMP_SPINCOUNT"))
             failed = json.dumps([["a video", told]])
-            return {"videos": 0, "pairs": 0, "in_windows": 0, "failed": failed}
+            return {"videos": 0, "pairs": 0, "in_windows": 0, "failed": failed, "told": "[]"}
 
     for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):  # as if unset by the user
         monkeypatch.delenv(name, raising=False)

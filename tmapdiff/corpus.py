@@ -238,6 +238,8 @@ def localize_corpus(
         done, pairs = done + result["videos"], pairs + result["pairs"]
         in_windows += result["in_windows"]
         failed += [FailedVideo(*pair) for pair in json.loads(result["failed"])]
+        for text in json.loads(result["told"]):
+            warnings.warn(text, stacklevel=2)
         if on_file is not None:
             on_file(done + len(failed), len(todo))
     return CorpusReport(
@@ -300,8 +302,8 @@ class _ShareLocalizer:
         self.pipeline.set_progress_bar_config(disable=True)
         self.pipeline.to(self.device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.store = _open_stores(self.features)
-        if text := other_encoder(self.pipeline.frame_encoder, self.store):
-            warnings.warn(text, stacklevel=2)
+        # Texts of warnings, as Ray does not show those of workers.
+        self.told = {other_encoder(self.pipeline.frame_encoder, self.store)} - {""}
 
     def __call__(self, row: Mapping[str, str]) -> dict[str, Any]:
         rows: list[dict[str, Any]] = []
@@ -330,6 +332,7 @@ class _ShareLocalizer:
             "pairs": len(rows),
             "failed": json.dumps(failed),
             "in_windows": in_windows,
+            "told": json.dumps(sorted(self.told)),
         }
 
     def _localize(self, video_id: str, source: Any, queries: Sequence[tuple[str, str]]) -> Any:
@@ -337,15 +340,18 @@ class _ShareLocalizer:
         check_video_id("localize_corpus", video_id)
         options = dict(vars(self.options))
         seed = options.pop("seed")
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", UserWarning)
             warnings.simplefilter("ignore", UnknownWordsWarning)  # `_check_words` warned
-            return self.pipeline(
+            found = self.pipeline(
                 self._features(video_id, source),
                 [sentence for _, sentence in queries],
                 generator=[_generator(seed, video_id, one) for one, _ in queries],
                 batch_size=self.batch_size,
                 **options,
             )
+        self.told |= {str(one.message) for one in caught if one.category is UserWarning}
+        return found
 
     def _features(self, video_id: str, source: Any) -> VideoFeatures:
         if self.store is None:
@@ -412,7 +418,7 @@ def _videos_done(output: Path, is_current: Callable[[str, Any], bool]) -> Iterat
             expected = "an intact file of a corpus run"
             hint = "Remove it to localize its videos again."
             raise FileError(message(str(path), expected, first_line(error), hint)) from error
-        current = [one for one in ids if is_current(one, states.get(one))]
+        current = {one for one in ids if is_current(one, states.get(one))}
         if not current:
             path.unlink()
         elif len(current) < len(ids):

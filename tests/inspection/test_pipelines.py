@@ -6,8 +6,10 @@ from helpers.assertions import kinds
 from helpers.datasets import query_line, write_lines
 
 from tmapdiff import PRESETS, MomentLocalizationPipeline, Vocabulary
+from tmapdiff.data import open_feature_store
 from tmapdiff.inspection import inspect
 from tmapdiff.video import FrameEncoder
+from tmapdiff.video.frame_encoder import other_encoder
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +63,8 @@ def test_against_features(saved, tmp_path):
     assert inspect(folder, store()).findings == ()
     assert set(kinds(inspect(folder, store(width=3)))) == {"wrong width"}
     assert set(kinds(inspect(folder, store(seconds_per_feature=1.0)))) == {"wrong rate"}
+    converted = MomentLocalizationPipeline.from_pretrained(folder).to(torch.bfloat16)
+    assert not other_encoder(converted.frame_encoder, open_feature_store(store()))  # unknown
     other = store(model_sha256=np.bytes_(b"0"))
     assert set(kinds(inspect(other, folder))) == {"another frame encoder"}
     with pytest.warns(UserWarning, match="'model_sha256' of variable length"):

@@ -143,6 +143,9 @@ def test_what_changes_the_result_is_refused_and_what_does_not_is_not(dataset, pa
             make_trainer(data, parts, config, model).resume()
     # A rejected run has not touched the files of the other.
     assert (parts / "training.json").read_text() == written
+    progress = make_trainer(dataset, parts).progress
+    older = {**progress.config["model"], "presence_weights": [1.0, 1.0, 1.0]}  # since discarded
+    progress.check({"config": {**progress.config, "model": older}})
     free = replace(CONFIG, heat_map_every=3, keep_checkpoints=5, checkpoint_minutes=None)
     assert make_trainer(dataset, parts, free).resume().progress.epoch == 1
 

@@ -59,7 +59,7 @@ class DataOptions:
         parts: list[tuple[Path, SplitName]] = [] if train is None else [(train, "train")]
         parts += [(test, self.test_split) for test in tests]
         of_root = any(place == self.root for place, _ in parts) or TIMELINE in stores
-        folders = [place for place in tests if place.is_dir()]
+        folders = [place for place in tests if not place.is_file()]
         users_of_root = "queries to take from it or --features timeline"
         refuse_idle(
             ("--features", stores and not parts, f"{queries_option} or --root"),

@@ -101,7 +101,8 @@ def evaluate(
             for choice in rankings or [None]
         ]
         loaded = MomentLocalizationPipeline.from_pretrained(pipeline)
-        getattr(loaded.frame_encoder, "fingerprint", "")  # which keeps that of unconverted weights
+        if dtype != "float32":  # keep the digest of unconverted weights
+            getattr(loaded.frame_encoder, "fingerprint", "")
         loaded.to(place_of_model, getattr(torch, dtype))
         documents = {}
         queries: list[Path | None] = [*places] or [None]

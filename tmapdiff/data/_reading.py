@@ -167,7 +167,7 @@ def json_or_none(path: Path) -> Any:
 
 def _parsed(who: str, text: str) -> Any:
     try:
-        return json.loads(text, object_pairs_hook=_each_once)
+        return _JSON.decode(text)
     # Deep nesting raises RecursionError, numbers of many digits ValueError.
     except (ValueError, RecursionError) as error:
         raise AnnotationError(message(who, "JSON", first_line(error))) from error
@@ -180,6 +180,9 @@ def _each_once(fields: list[tuple[str, Any]]) -> dict[str, Any]:
         ((again, _),) = Counter(name for name, _ in fields).most_common(1)
         raise ValueError(f"the field {again!r} twice")
     return found
+
+
+_JSON = json.JSONDecoder(object_pairs_hook=_each_once)  # json.loads would make one for each line
 
 
 def json_lines(path: Path) -> Iterator[tuple[int, str, Any]]:

@@ -1,10 +1,11 @@
 """Checks that two inspected files or folders fit together."""
 
 from collections.abc import Callable, Iterator, Mapping
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from tmapdiff._core.checks import message
-from tmapdiff.data import Annotation, AnnotationSet, Vocabulary
+from tmapdiff.data import SEGMENT_SECONDS, Annotation, AnnotationSet, Vocabulary
 from tmapdiff.data._spelling import find_spelling
 from tmapdiff.errors import ArgumentError
 from tmapdiff.inspection.features import Features, coverage
@@ -71,11 +72,15 @@ def _annotations_and_videos(
 ) -> Iterator[Finding]:
     items = _all(sets)
     yield from _missing([item.video_id for item in items], list(durations), "video")
+    # DiDeMo's are whole segments of a video's first 30 s; the last may be shorter.
+    times = {time for one in items for time in (one.duration, *chain(*one.moments))}
+    in_segments = not any(time % SEGMENT_SECONDS for time in times)
+    tolerance = SEGMENT_SECONDS if in_segments else _TOLERANCE
     late = {
         f"{item.qid} ({end:.4g} s of {durations[item.video_id]:.4g} s)": None
         for item in items
         for _, end in item.moments
-        if item.video_id in durations and end > durations[item.video_id] + _TOLERANCE
+        if item.video_id in durations and end > durations[item.video_id] + tolerance
     }
     what = "moments of {n} queries end after the video, qids"
     yield from about("moments past the end", what, list(late))
@@ -83,7 +88,8 @@ def _annotations_and_videos(
     wrong = [
         f"{video} ({duration:.4g} s of {durations[video]:.4g} s)"
         for video, duration in sorted(stated)
-        if abs(duration - durations[video]) > max(_TOLERANCE, 0.05 * durations[video])
+        if not in_segments
+        and abs(duration - durations[video]) > max(_TOLERANCE, 0.05 * durations[video])
     ]
     what = "the annotated durations of {n} videos are not theirs"
     yield from about("durations that differ", what, wrong)

@@ -369,8 +369,8 @@ class MomentLocalizationPipeline(DiffusionPipeline):
                 anything but frames.
             MissingDependencyError: If no video decoder is installed.
         """
-        who, is_array = type(self).__name__, isinstance(video, np.ndarray | Tensor)
-        if frame_rate is not None and not (is_array and video.ndim != 2):  # type: ignore[union-attr]
+        who = type(self).__name__
+        if frame_rate is not None and not _is_frames(video):
             raise ArgumentError(message(who, "frame_rate only for frames", frame_rate))
         if isinstance(video, VideoFeatures):
             return self._checked(video)
@@ -572,6 +572,7 @@ class MomentLocalizationPipeline(DiffusionPipeline):
         results: dict[int, Answer | TmapdiffError] = {}  # by query
         clips: dict[Any, Clips | TmapdiffError] = {}  # by video
         last = {_key(one): row for row, one in enumerate(videos)}  # last query of each video
+        any_frames = any(map(_is_frames, videos))
         # A single batch needs no progress bar.
         several = len(queries) > batch_size
         with self.progress_bar(total=len(queries)) if several else nullcontext() as bar:
@@ -580,7 +581,8 @@ class MomentLocalizationPipeline(DiffusionPipeline):
                 for row in rows:
                     key = _key(videos[row])
                     if key not in clips and isinstance(words[row], Tensor):
-                        clips[key] = _attempt(skip, self._clips, videos[row], frame_rate)
+                        rate = None if any_frames and not _is_frames(videos[row]) else frame_rate
+                        clips[key] = _attempt(skip, self._clips, videos[row], rate)
                     if error := _error_of(words[row], clips.get(key)):
                         results[row] = error
                 good = [row for row in rows if row not in results]
@@ -855,6 +857,10 @@ def _paired(who: str, video: Any, query: Any, pairs: Pairs | None) -> tuple[list
 def _key(video: Any) -> Any:
     """Return a key that identifies a video within a call."""
     return os.fspath(video) if isinstance(video, str | os.PathLike) else id(video)
+
+
+def _is_frames(video: Any) -> bool:
+    return isinstance(video, np.ndarray | Tensor) and video.ndim != 2
 
 
 def _identity(video: Any) -> tuple[Any, ...] | None:

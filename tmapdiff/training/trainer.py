@@ -259,6 +259,7 @@ class Trainer:
         """Collect the settings that determine the run's result, in JSON types."""
         fields = {k: v for k, v in asdict(self.config).items() if k not in RESUME_MAY_CHANGE}
         of_model = {k: v for k, v in model.config.items() if not k.startswith("_")}
+        of_model.pop("presence_weights", None)  # discarded; older checkpoints have them
         return {
             **fields,
             "negatives": getattr(dataset, "negatives", 0.0),
