@@ -5,7 +5,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from tmapdiff._core.checks import message
-from tmapdiff.data import SEGMENT_SECONDS, Annotation, AnnotationSet, Vocabulary
+from tmapdiff.data import Annotation, AnnotationSet, Vocabulary
 from tmapdiff.data._spelling import find_spelling
 from tmapdiff.errors import ArgumentError
 from tmapdiff.inspection.features import Features, coverage
@@ -72,10 +72,10 @@ def _annotations_and_videos(
 ) -> Iterator[Finding]:
     items = _all(sets)
     yield from _missing([item.video_id for item in items], list(durations), "video")
-    # DiDeMo's are whole segments of a video's first 30 s; the last may be shorter.
+    # DiDeMo's are segments of 5 s in the first 30 s, of which a video's last may be shorter.
     times = {time for one in items for time in (one.duration, *chain(*one.moments))}
-    in_segments = not any(time % SEGMENT_SECONDS for time in times)
-    tolerance = SEGMENT_SECONDS if in_segments else _TOLERANCE
+    in_segments = times <= set(range(0, 31, 5))
+    tolerance = 5 if in_segments else _TOLERANCE
     late = {
         f"{item.qid} ({end:.4g} s of {durations[item.video_id]:.4g} s)": None
         for item in items

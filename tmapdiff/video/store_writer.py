@@ -206,6 +206,8 @@ def check_same(place: Path, found: Attributes, new: Attributes) -> None:
             expected += f"{name} = {value!r}" if name in new else f"no {name}, like the new ones"
             got = repr(found[name]) if name in found else "none"
             hint = "Write the new features to another file or folder."
+            if name == "seconds_per_feature" and name not in new:
+                hint = f"Pass {name}, or write them elsewhere."
             raise FeatureError(message("FeatureStoreWriter", expected, got, hint))
 
 
