@@ -143,6 +143,10 @@ def test_a_target_with_other_attributes_is_refused(source, tmp_path, format):
     ):
         with refuses(FeatureError, text):
             convert_features(tmp_path / "plain", target, format=format, seconds_per_feature=rate)
+    rated = place(tmp_path / "rated", format)
+    convert_features(tmp_path / "plain", rated, format=format, seconds_per_feature=0.5)
+    with refuses(FeatureError, "got 0.5. Pass seconds_per_feature, or write them elsewhere."):
+        convert_features(tmp_path / "plain", rated, format=format)
     (tmp_path / "wide").mkdir()
     np.save(tmp_path / "wide" / "a.npy", np.ones((3, 7), np.float32))
     with refuses(FeatureError, f"expected features of width 6, like those in {target}, got 7."):

@@ -201,8 +201,9 @@ def test_errors_are_one_line_before_any_training(run, corpus, tmp_path):
     (tmp_path / "truncated.h5").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(200))
     (tmp_path / "file").touch()
     data = ["--train", corpus.train, "--test", corpus.test, "--features"]
+    nowhere = ["--root", tmp_path / "none", "--features", "timeline", "--test-split", "val"]
     for options, text in (
-        (["--root", tmp_path / "none", "--features", "timeline", "--test-split", "val"], "no such fo"),
+        (nowhere, "got no such folder."),
         ([*data, "x.h5"], "nothing at x.h5"),
         ([*data, tmp_path / "truncated.h5"], "truncated.h5"),
         (["--steps", "5000"], "num_inference_steps"),

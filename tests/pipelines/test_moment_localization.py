@@ -327,8 +327,9 @@ class TestVideos:
         # 4 features per second from 8 frames per second, each near the middle of its interval.
         features = frame_encoder.encode(pictures[1::2])
         assert_alike(found, pipe(features, "the door", generator=seeds(1)))
-        several = pipe([pictures, features], ["the door"] * 2, frame_rate=8, generator=seeds(1) + seeds(1))
-        assert_alike(several, pipe([features] * 2, ["the door"] * 2, generator=seeds(1) + seeds(1)))
+        both = ["the door"] * 2
+        several = pipe([pictures, features], both, frame_rate=8, generator=seeds(1) + seeds(1))
+        assert_alike(several, pipe([features] * 2, both, generator=seeds(1) + seeds(1)))
         with refuses(ArgumentError, "expected the frame_rate of the frames, got none."):
             pipe(pictures, "the door")
 

@@ -350,14 +350,15 @@ def _check_preprocessing(place: str, config: dict[str, Any]) -> None:
 def other_encoder(encoder: Any, store: Any) -> str:
     """Say whether a feature store names another frame encoder; empty if not, or if unknown."""
     attributes = getattr(store, "attributes", {})
-    made_by, name = attributes.get("model_sha256"), attributes.get("model")
+    made_by = attributes.get("model_sha256")
     if encoder is None or made_by is None:
         return ""
     # Weights that were converted before their first digest cannot be compared.
     is_known = "fingerprint" in vars(encoder) or encoder.dtype == torch.float32
     if not is_known or made_by == encoder.fingerprint:
         return ""
-    return f"the pipeline uses {encoder.description}, the store {name} with other weights or settings"
+    other = f"the store {attributes.get('model')} with other weights or settings"
+    return f"the pipeline uses {encoder.description}, {other}"
 
 
 def has_small_numbers(config: Any) -> bool:
