@@ -120,9 +120,9 @@ def plot_map(
         under.set_ylim(bottom=0)
         under.locator_params(axis="x", nbins=5, steps=[1, 2, 5, 10])
         under.locator_params(axis="y", nbins=2)
-        if figure is not None:
-            for _ in range(3):  # passes of the layout until axes inside of others fit
-                figure.draw_without_rendering()
+        if figure is not None and (engine := figure.get_layout_engine()) is not None:
+            for _ in range(3):  # passes until axes inside of others fit
+                engine.execute(figure)
     return ax
 
 
