@@ -333,13 +333,17 @@ def test_warnings_of_workers_are_told(corpus, tmp_path):
     frames = FrameEncoder("test_resnet", pretrained=False)
     make_pipe(frame_encoder=frames).save_pretrained(tmp_path / "pipeline")
     (tmp_path / "features").mkdir()
-    np.save(tmp_path / "features" / "video00.npy", np.ones((40, frames.feature_dim), np.float32))
+    names = ["video00", "video01"]
+    for name in names:
+        np.save(tmp_path / "features" / f"{name}.npy", np.ones((40, frames.feature_dim), "f4"))
     stated = {"attributes": {"model": "b", "model_sha256": "0"}, "videos": {}}
     (tmp_path / "features" / "attributes.json").write_text(json.dumps(stated))
-    videos = write(tmp_path / "videos", video_id=["video00"], duration=[10.0])
+    videos = write(tmp_path / "videos", video_id=names, duration=[10.0, 10.0])
     places = {"pipeline": tmp_path / "pipeline", "features": [tmp_path / "features"]}
-    with pytest.warns(UserWarning, match="the pipeline uses timm test_resnet"):
-        assert run(corpus, tmp_path / "out", videos=videos, num_workers=1, **places).videos == 1
+    options = {"videos": videos, "videos_per_file": 1, "num_workers": 1}
+    with pytest.warns(UserWarning, match="the pipeline uses timm test_resnet") as told:
+        assert run(corpus, tmp_path / "out", **options, **places).videos == 2
+    assert len([one for one in told if "timm test_resnet" in str(one.message)]) == 1
 
 
 @uses_ray

@@ -234,11 +234,15 @@ def localize_corpus(
     }
     done = pairs = in_windows = 0
     failed: list[FailedVideo] = []
+    told: set[str] = set()
     for result in _run(settings, shares, num_workers, gpus_per_worker):
         done, pairs = done + result["videos"], pairs + result["pairs"]
         in_windows += result["in_windows"]
         failed += [FailedVideo(*pair) for pair in json.loads(result["failed"])]
-        for text in json.loads(result["told"]):
+        # Each worker repeats its own with each of its shares.
+        new = set(json.loads(result["told"])) - told
+        told |= new
+        for text in sorted(new):
             warnings.warn(text, stacklevel=2)
         if on_file is not None:
             on_file(done + len(failed), len(todo))
@@ -350,7 +354,7 @@ class _ShareLocalizer:
                 batch_size=self.batch_size,
                 **options,
             )
-        self.told |= {str(one.message) for one in caught if one.category is UserWarning}
+        self.told |= {str(one.message) for one in caught if issubclass(one.category, UserWarning)}
         return found
 
     def _features(self, video_id: str, source: Any) -> VideoFeatures:

@@ -161,12 +161,17 @@ def test_results_are_written_with_what_they_come_from(data, tmp_path):
     assert same.evaluation.metrics == results.rows["raw, steps 1"]
 
 
-def test_each_sampling_option_reaches_the_answers(data):
-    vocabulary = Vocabulary.from_sentences(item.query for item in data.train)
-    model = Recipe("nano").build(vocabulary, data.store.feature_dim).eval()
-    with torch.no_grad():  # last layers are 0 before training
+def moved(model):
+    """Move the weights, as last layers are 0 before training."""
+    with torch.no_grad():
         for weight in model.parameters():
             weight += 0.1 * torch.randn_like(weight)
+    return model
+
+
+def test_each_sampling_option_reaches_the_answers(data):
+    vocabulary = Vocabulary.from_sentences(item.query for item in data.train)
+    model = moved(Recipe("nano").build(vocabulary, data.store.feature_dim)).eval()
     test_set = data.limit(3).make_test_set(model.grid, vocabulary)
     found = [
         evaluate_localizer(model, test_set, SamplingOptions((1,), **fields)).evaluation.predictions
@@ -185,10 +190,7 @@ def test_the_drawn_answers_are_those_in_the_file(data, monkeypatch, tmp_path, fi
 
     monkeypatch.setattr("tmapdiff.recipes.evaluation.draw_queries", draw)
     vocabulary = Vocabulary.from_sentences(item.query for item in data.train)
-    model = Recipe("nano").build(vocabulary, data.store.feature_dim).eval()
-    with torch.no_grad():  # last layers are 0 before training
-        for weight in model.parameters():
-            weight += 0.1 * torch.randn_like(weight)
+    model = moved(Recipe("nano").build(vocabulary, data.store.feature_dim)).eval()
     test_set = data.limit(1).make_test_set(model.grid, vocabulary)
     results = evaluate_localizer(model, test_set, SamplingOptions((1,), 2, **fields))
     results.write(tmp_path, {})
@@ -200,9 +202,7 @@ def test_the_drawn_answers_are_those_in_the_file(data, monkeypatch, tmp_path, fi
 
 def as_the_pipeline_answers(pipeline, data):
     """Compare an evaluation with calls of the pipeline, which should give the same answers."""
-    with torch.no_grad():  # last layers are 0 before training
-        for weight in pipeline.localizer.parameters():
-            weight += 0.1 * torch.randn_like(weight)
+    moved(pipeline.localizer)
     data = data.limit(6)
     test_set = make_pipeline_test_set(pipeline, data)
     found = evaluate_localizer(pipeline.localizer, test_set, SamplingOptions((2,), seed=3))

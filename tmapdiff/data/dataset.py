@@ -233,7 +233,7 @@ class MomentDataset(Dataset[MomentSample]):
 
     @property
     def queries_sha256(self) -> str:
-        """Digest of all that a training depends on except the videos' features."""
+        """Digest of the queries, their words and moments, and how videos are divided into clips."""
         settings = [
             self.clip_seconds,
             self.whole_videos,
