@@ -104,10 +104,17 @@ def test_small_ones_go_over_padding_where_one_operation_can(
     assert goes()
     assert not goes(hidden=65)
     assert not goes(dtype=torch.float64)
-    with torch.autocast("cpu"):
-        assert not goes()
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     assert not goes()
+
+
+@pytest.mark.parametrize("hidden", [4, 65])
+def test_autocast_on_a_cpu_keeps_the_precision_of_the_weights(hidden: int) -> None:
+    lstm, lengths = PaddedLSTM(6, hidden, 2), torch.tensor([7, 7])  # torch packs these differently
+    x = draw(2, 7, 6, dtype=torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = lstm(x, lengths)
+    assert_same(found, lstm(x.float(), lengths))
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -36,6 +36,10 @@ class PaddedLSTM(nn.LSTM):
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:  # type: ignore[override]
         """Compute the states; see the class."""
+        if x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+            # Many CPUs lack torch's LSTM in half precision.
+            with torch.autocast("cpu", enabled=False):
+                return self.forward(x.to(self.weight_ih_l0.dtype), lengths)
         return self._padded(x, lengths) if self._goes_over_padding(x) else self._packed(x, lengths)
 
     def _goes_over_padding(self, x: Tensor) -> bool:
@@ -45,7 +49,6 @@ class PaddedLSTM(nn.LSTM):
             and x.dtype == torch.float32
             and torch.backends.mkldnn.enabled
             and torch.backends.mkldnn.is_available()
-            and not torch.is_autocast_enabled("cpu")
             and not torch.compiler.is_compiling()
         )
 
