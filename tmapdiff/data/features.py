@@ -183,8 +183,7 @@ class HDF5FeatureStore(_StoredFeatures):
 
     Args:
         path: The file.
-        seconds_per_feature: Seconds between features. Defaults to the file's attribute of that
-            name, which `extract_features` writes; without it, features divide each video equally.
+        seconds_per_feature: As for `open_feature_store`.
 
     Attributes:
         attributes: Attributes of all features, such as the model that made them.
@@ -192,10 +191,7 @@ class HDF5FeatureStore(_StoredFeatures):
 
     Raises:
         FileError: If the file is missing, not HDF5, truncated or empty.
-        FeatureError: If the first video's features have no width or lie in another file, or the
-            file declares another `seconds_per_feature`.
-        ArgumentError: If `seconds_per_feature` is not positive.
-        MissingDependencyError: If h5py is not installed.
+        FeatureError, ArgumentError, MissingDependencyError: As `open_feature_store`.
 
     Example:
         >>> store = HDF5FeatureStore("vgg_rgb.hdf5", seconds_per_feature=1 / 6)  # doctest: +SKIP
@@ -388,21 +384,13 @@ class _FolderFeatureStore(_StoredFeatures):
 class NpyFeatureStore(_FolderFeatureStore):
     """Features in a folder of `{video_id}.npy`, of shape (T, D) or (T, 1, 1, D) (VSLNet, LGI).
 
+    `seconds_per_feature`, `follow_links` and errors are as for `open_feature_store`.
+
     Args:
         folder: The folder.
-        seconds_per_feature: Seconds between features. Defaults to the value in the folder's
-            `attributes.json`, which `convert_features` writes; without it, features divide each
-            video equally.
-        follow_links: Follow links to files outside the folder.
 
     Attributes:
         attributes: Attributes of all features in `attributes.json`.
-
-    Raises:
-        FileError: If the folder is missing or has no such file, or the first file cannot be read.
-        FeatureError: If the first file has no numbers or no width, or the folder declares another
-            `seconds_per_feature`.
-        ArgumentError: If `seconds_per_feature` is not positive.
     """
 
     _suffix = ".npy"
@@ -521,14 +509,15 @@ def open_feature_store(
 
     Args:
         path: An HDF5 file, or a folder of `.npy`, `.npz` or `.pt` files.
-        seconds_per_feature: Seconds between features. Defaults to the value declared by the store;
-            without it, features divide each video equally.
+        seconds_per_feature: Seconds between features. Defaults to what the store declares, in an
+            HDF5 attribute of that name or `attributes.json` of the folder; without it, features
+            divide each video equally.
         follow_links: Follow links in a folder to files outside it.
 
     Raises:
-        FileError: If `path` does not exist or has no features.
-        FeatureError: If the features of the first video cannot be used, or the store declares
-            another `seconds_per_feature`.
+        FileError: If `path` does not exist, cannot be read or has no features.
+        FeatureError: If the features of the first video have no width, are not numbers or lie in
+            another file, or the store declares another `seconds_per_feature`.
         ArgumentError: If `seconds_per_feature` is not positive.
         MissingDependencyError: If it is an HDF5 file and h5py is not installed.
     """
