@@ -3,21 +3,7 @@ import os
 from pathlib import Path
 
 import pytest
-
-CSV_HEADER = (
-    "id,subject,scene,quality,relevance,verified,script,objects,descriptions,actions,length"
-)
-
-
-def csv_row(video_id, length="30.0", actions="c001 0.00 5.00"):
-    return f'{video_id},S,Room,5,5,Yes,"A, b.",a;b,c,{actions},{length}'
-
-
-def write_charades(folder, lines, rows=None, split="train"):
-    rows = [csv_row("AAAAA"), csv_row("BBBBB", "20.5", "")] if rows is None else rows
-    (folder / f"charades_sta_{split}.txt").write_text("".join(f"{line}\n" for line in lines))
-    (folder / f"Charades_v1_{split}.csv").write_text("\n".join([CSV_HEADER, *rows]) + "\n")
-    return folder
+from helpers.datasets import charades_row, write_charades_split
 
 
 @pytest.fixture(scope="session")
@@ -38,7 +24,11 @@ def data_root():
 
 @pytest.fixture
 def charades(tmp_path):
-    return lambda *args, **kwargs: write_charades(tmp_path, *args, **kwargs)
+    def write(lines, rows=None, **split):
+        rows = [charades_row("AAAAA"), charades_row("BBBBB", "20.5", "")] if rows is None else rows
+        return write_charades_split(tmp_path, lines, rows, **split)
+
+    return write
 
 
 @pytest.fixture

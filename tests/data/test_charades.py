@@ -1,10 +1,9 @@
 import pytest
 from helpers.assertions import refuses
+from helpers.datasets import charades_row as row
 
 from tmapdiff.data import CharadesVideo, load_charades_actions, load_charades_sta
 from tmapdiff.errors import AnnotationError, ConfigError, FileError
-
-from .conftest import csv_row as row
 
 
 def test_a_small_folder(charades):
@@ -34,8 +33,8 @@ def test_a_small_folder(charades):
 
 def test_windows_line_ends_and_byte_order_mark(charades):
     root = charades([], split="test")
-    path = root / "charades_sta_test.txt"
-    path.write_bytes("\ufeffAAAAA 1.0 2.5##a person sits.\r\n".encode())
+    line = "\ufeffAAAAA 1.0 2.5##a person sits.\r\n"
+    (root / "charades_sta_test.txt").write_bytes(line.encode())
     (item,) = load_charades_sta(root, "test")
     assert (item.video_id, item.query) == ("AAAAA", "a person sits.")
 
@@ -58,11 +57,8 @@ def test_windows_line_ends_and_byte_order_mark(charades):
 )
 def test_a_malformed_line_is_named(charades, line, text):
     root = charades(["AAAAA 1.0 2.5##a person sits.", line])
-    with pytest.raises(AnnotationError, match=text) as caught:
+    with refuses(AnnotationError, "charades_sta_train.txt line 2: ", text):
         load_charades_sta(root, "train")
-    shown = str(caught.value)
-    assert "charades_sta_train.txt line 2: " in shown
-    assert "\n" not in shown
 
 
 def test_long_lines_are_shown_in_part(charades):
@@ -73,24 +69,13 @@ def test_long_lines_are_shown_in_part(charades):
 
 
 @pytest.mark.parametrize(
-    ("actions", "text"),
-    [
-        ("c157 1 2", "expected actions as 'c000 START END', classes c000 to c156, got 'c157 1 2'"),
-        ("x001 1 2", "got 'x001 1 2'"),
-        ("c001 1", "got 'c001 1'"),
-        ("c001 1 1_0", "expected a time in seconds, got '1_0'"),
-        ("c001 1 2;c002 1 x", "expected a time in seconds, got 'x'"),
-    ],
-)
-def test_a_malformed_action_is_named(charades, actions, text):
-    root = charades([], [row("AAAAA"), row("BBBBB", actions=actions)])
-    with pytest.raises(AnnotationError, match=rf"Charades_v1_train.csv line 3: .*{text}"):
-        load_charades_actions(root, "train")
-
-
-@pytest.mark.parametrize(
     ("rows", "text"),
     [
+        ([row("A", actions="c157 1 2")], "'c000 START END', classes c000 to c156, got 'c157 1 2'"),
+        ([row("A", actions="x001 1 2")], "expected actions as 'c000 START END', classes"),
+        ([row("A", actions="c001 1")], "got 'c001 1'"),
+        ([row("A", actions="c001 1 1_0")], "line 2: expected a time in seconds, got '1_0'"),
+        ([row("A"), row("B", actions="c001 1 2;c002 1 x")], "line 3: expected a time in seconds"),
         (["AAAAA,S"], "line 2: expected 11 fields, as in the header, got fewer"),
         ([row("AAAAA") + ",1"], "line 2: expected 11 fields, as in the header, got more"),
         ([row("AAAAA", "0")], "line 2: expected a length > 0 seconds, got '0'"),
@@ -102,18 +87,18 @@ def test_a_malformed_action_is_named(charades, actions, text):
     ],
 )
 def test_a_malformed_csv_is_named(charades, rows, text):
-    with refuses(AnnotationError, f"Charades_v1_train.csv {text}"):
+    with refuses(AnnotationError, "Charades_v1_train.csv line ", text):
         load_charades_actions(charades([], rows), "train")
 
 
 def test_csv_without_a_column(charades):
     root = charades([])
     (root / "Charades_v1_train.csv").write_text("id,length\nAAAAA,3\n")
-    expected = "line 1: expected a header with the columns id, actions, length, got none named act"
-    with pytest.raises(AnnotationError, match=expected):
+    expected = "line 1: expected a header with the columns id, actions, length, got none named "
+    with refuses(AnnotationError, f"{expected}actions"):
         load_charades_actions(root, "train")
     (root / "Charades_v1_train.csv").write_text("")
-    with refuses(AnnotationError, "got none named id, actions, length"):
+    with refuses(AnnotationError, f"{expected}id, actions, length"):
         load_charades_actions(root, "train")
 
 
@@ -123,8 +108,7 @@ def test_bytes_that_are_no_text(charades, name):
     path = root / name
     path.write_bytes(path.read_bytes() + b"abc\xff\n")
     number = path.read_bytes().count(b"\n")
-    expected = f"{name} line {number}: expected UTF-8 text, got the byte 0xff"
-    with pytest.raises(AnnotationError, match=expected):
+    with refuses(AnnotationError, f"{name} line {number}: expected UTF-8 text, got the byte 0xff"):
         load_charades_sta(root, "train")
 
 
@@ -132,10 +116,10 @@ def test_bytes_that_are_no_text(charades, name):
 def test_a_missing_file_is_named(charades, name):
     root = charades([])
     (root / name).unlink()
-    with pytest.raises(FileError, match=f"cannot read .*{name}: No such file"):
+    with refuses(FileError, f"cannot read {root / name}: No such file"):
         load_charades_sta(root, "train")
     (root / name).mkdir()
-    with pytest.raises(FileError, match=rf"cannot read .*{name}: "):
+    with refuses(FileError, f"cannot read {root / name}: "):
         load_charades_sta(root, "train")
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.assertions import refuses
-from helpers.datasets import query_line, write_lines
+from helpers.datasets import charades_row, query_line, write_lines
 from helpers.videos import write_video
 
 from tmapdiff import extract_features, load_moment_jsonl, open_feature_store, read_submission
@@ -17,8 +17,6 @@ from tmapdiff.data._video_ids import file_name, video_id_of
 from tmapdiff.errors import AnnotationError
 from tmapdiff.inspection import inspect
 from tmapdiff.video import FeatureStoreWriter
-
-from .conftest import csv_row
 
 JAPANESE = "日本の料理番組で卵を焼く" * 6 + "x"
 NAMES = [
@@ -194,6 +192,6 @@ def test_names_that_no_id_can_be_are_told_by_inspect_as_by_extract(tmp_path):
 
 
 def test_videos_of_lines_may_have_blanks_in_their_names(charades):
-    root = charades(["Wait... what 1.0 2.5##a person sits."], [csv_row("Wait... what")])
+    root = charades(["Wait... what 1.0 2.5##a person sits."], [charades_row("Wait... what")])
     (item,) = load_charades_sta(root, "train")
     assert (item.video_id, item.moments) == ("Wait... what", ((1.0, 2.5),))

@@ -48,6 +48,22 @@ def write_store(folder: Path, kind: str, arrays: Mapping[str, np.ndarray]) -> Pa
     return folder
 
 
+def charades_row(video_id: str, length: str = "30.0", actions: str = "c001 0.00 5.00") -> str:
+    """Return a video as in Charades' csv, with a comma in its script."""
+    return f'{video_id},S,Room,5,5,Yes,"A, b.",a;b,c,{actions},{length}'
+
+
+def write_charades_split(
+    folder: Path, lines: Iterable[str], rows: Iterable[str], split: str = "train"
+) -> Path:
+    """Write the sentences and videos of one part of Charades-STA."""
+    header = "id,subject,scene,quality,relevance,verified,script,objects,descriptions,"
+    table = "\n".join([f"{header}actions,length", *rows])
+    (folder / f"Charades_v1_{split}.csv").write_text(f"{table}\n")
+    (folder / f"charades_sta_{split}.txt").write_text("".join(f"{line}\n" for line in lines))
+    return folder
+
+
 def write_charades(
     folder: Path,
     train: Sequence[str] = ("AAAAA",),
@@ -57,12 +73,10 @@ def write_charades(
 ) -> Path:
     """Charades-STA with what `timeline` needs: videos of 30 s in each part."""
     folder.mkdir(exist_ok=True)
-    header = "id,subject,scene,quality,relevance,verified,script,objects,descriptions,"
     for split, videos in (("train", train), ("test", test)):
-        rows = "".join(f'{one},S,Room,5,5,Yes,s,o,d,"{actions}",30.0\n' for one in videos)
-        (folder / f"Charades_v1_{split}.csv").write_text(f"{header}actions,length\n{rows}")
-        lines = "".join(f"{one} 1.0 9.0##{text}\n" for one in videos for text in sentences)
-        (folder / f"charades_sta_{split}.txt").write_text(lines)
+        lines = [f"{one} 1.0 9.0##{text}" for one in videos for text in sentences]
+        rows = [charades_row(one, actions=actions) for one in videos]
+        write_charades_split(folder, lines, rows, split)
     return folder
 
 
