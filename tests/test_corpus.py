@@ -406,11 +406,7 @@ def test_errors_say_what_is_wrong(corpus, tmp_path):
         (ArgumentError, {"queries": lists}, f"{lists} row 1: expected query as str, got ['a']."),
         (ArgumentError, {"videos": texts}, f"{texts} row 1: expected duration as int or float,"),
         (ArgumentError, {"queries": astray}, "localize_corpus: expected queries for the given vid"),
-        (
-            AnnotationError,
-            {"queries": short},
-            "a.jsonl line 1: expected the field 'query', got",
-        ),
+        (AnnotationError, {"queries": short}, "a.jsonl line 1: expected the field 'query', got"),
         (
             ArgumentError,
             {"videos": flags},

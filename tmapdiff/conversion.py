@@ -20,13 +20,7 @@ from tmapdiff.data import ActionTimelineFeatures, HDF5FeatureStore, open_feature
 from tmapdiff.data._hdf5 import HDF5_SUFFIXES
 from tmapdiff.data._video_ids import check_video_id, file_name, find_file, is_video_id
 from tmapdiff.data.features import ATTRIBUTES, read_folder_attributes
-from tmapdiff.errors import (
-    AnnotationError,
-    ArgumentError,
-    FeatureError,
-    FileError,
-    TmapdiffError,
-)
+from tmapdiff.errors import AnnotationError, ArgumentError, FeatureError, FileError, TmapdiffError
 from tmapdiff.video import FeatureStoreWriter, VideoNote
 from tmapdiff.video.store_writer import Attributes, check_same
 
