@@ -60,16 +60,18 @@ def test_reads_what_was_written(tmp_path, kind):
     singleton_axes = {"0": arrays["A"][:, None, None]}  # of the first video
     store = open_feature_store(write(tmp_path, kind, {**arrays, **singleton_axes}), 0.5)
     np.testing.assert_array_equal(store["0"], arrays["A"].astype(np.float32))
-    assert isinstance(store, FeatureStore)
-    assert (store.feature_dim, store.seconds_per_feature) == (3, 0.5)
-    assert "\n" not in store.description
-    for name, array in arrays.items():
-        assert name in store
-        assert store[name].dtype == torch.float32
-        np.testing.assert_array_equal(store[name], array.astype(np.float32))
-    # The caller owns what it got.
-    store["A"].zero_()
-    assert store["A"].abs().sum() > 0
+    twin = pickle.loads(pickle.dumps(store))
+    assert repr(twin) == repr(store)
+    for one in (store, twin):
+        assert isinstance(one, FeatureStore)
+        assert (one.feature_dim, one.seconds_per_feature) == (3, 0.5)
+        assert "\n" not in one.description
+        for name, array in arrays.items():
+            assert name in one
+            assert one[name].dtype == torch.float32
+            np.testing.assert_array_equal(one[name], array.astype(np.float32))
+        one["A"].zero_()  # the caller owns what it got
+        assert one["A"].abs().sum() > 0
 
 
 @pytest.mark.parametrize("dtype", ["<f2", ">f4", "<f8", "u1", ">i4"])
@@ -113,9 +115,8 @@ def test_a_missing_video(tmp_path, kind):
 def test_ids_stay_inside(tmp_path, kind, video_id):
     inside = tmp_path / "sub"
     inside.mkdir()
-    path = write(
-        tmp_path, kind, {**random_arrays(), **({"sub/A": [[1.0]]} if kind == "hdf5" else {})}
-    )
+    nested = {"sub/A": [[1.0]]} if kind == "hdf5" else {}
+    path = write(tmp_path, kind, {**random_arrays(), **nested})
     np.save(inside / "A.npy", np.ones((2, 3)))
     np.savez(inside / "A.npz", features=np.ones((2, 3)))
     store = open_feature_store(path)
@@ -161,15 +162,6 @@ def test_stride_must_be_positive(tmp_path, kind):
             open_feature_store(path, stride)
 
 
-def test_pickle(tmp_path, kind):
-    store = open_feature_store(write(tmp_path, kind, random_arrays()), 0.5)
-    before = store["A"]
-    twin = pickle.loads(pickle.dumps(store))
-    assert torch.equal(twin["A"], before)
-    assert twin.seconds_per_feature == 0.5
-    assert repr(twin) == repr(store)
-
-
 def _sums(store, results, start):
     start.wait()
     results.put([store["A"].sum().item(), os.getpid()])
@@ -208,15 +200,13 @@ def test_handle_of_another_process_is_not_used(tmp_path, monkeypatch):
 
 def test_hdf5_group_with_one_dataset(tmp_path):
     array = np.ones((5, 3))
-    path = write(
-        tmp_path, "hdf5", {"A/c3d_features": array, "B/x": array, "B/y": array, "C/x/y": 1}
-    )
-    store = HDF5FeatureStore(path)
+    arrays = {"A/c3d_features": array, "B/x": array, "B/y": array, "C/x/y": 1}
+    store = HDF5FeatureStore(write(tmp_path, "hdf5", arrays))
     assert store.feature_dim == 3
     assert store["A"].shape == (5, 3)
-    for name, members in (("B", r"\['x', 'y'\]"), ("C", r"\['x'\]")):
+    for name, members in (("B", "['x', 'y']"), ("C", "['x']")):
         expected = f"video '{name}': expected a dataset, or a group with exactly one, got a group "
-        with pytest.raises(FeatureError, match=f"{expected}with {members}"):
+        with refuses(FeatureError, f"{expected}with {members}"):
             store[name]
 
 
@@ -292,14 +282,10 @@ def test_npy_that_is_an_archive(tmp_path):
 
 def test_pt_files_of_any_precision(tmp_path):
     expected = torch.tensor([[0.5, -2.0], [1.0, 4.0]])
-    for name, dtype in (("a", torch.bfloat16), ("b", torch.float16), ("c", torch.int64)):
-        torch.save(
-            expected.to(dtype).requires_grad_(dtype.is_floating_point), tmp_path / f"{name}.pt"
-        )
-    store = PtFeatureStore(tmp_path)
-    assert torch.equal(store["a"], expected)
-    assert torch.equal(store["b"], expected)
-    assert torch.equal(store["c"], expected.long().float())
+    for dtype in (torch.bfloat16, torch.float16, torch.int64):
+        saved = expected.to(dtype).requires_grad_(dtype.is_floating_point)
+        torch.save(saved, tmp_path / "a.pt")
+        assert torch.equal(PtFeatureStore(tmp_path)["a"], expected.to(dtype).float())
 
 
 class Evil:
@@ -347,7 +333,6 @@ class TestConcat:
         assert "A" in both
         assert "only0" not in both
         assert "ConcatFeatureStore([NpyFeatureStore(" in repr(both)
-        assert isinstance(both, FeatureStore)
         assert torch.equal(pickle.loads(pickle.dumps(both))["A"], expected)
         with refuses(MissingFeatureError, "in folder 1: expected features of 'only0', got none."):
             both["only0"]
@@ -364,7 +349,7 @@ class TestConcat:
             ConcatFeatureStore([both.stores[0], other])
 
 
-def test_half_precision_features_are_summed_in_full(tmp_path):
+def test_half_precision_features_are_summed_in_full():
     features = torch.full((1000, 2), 200.0, dtype=torch.float16)
     assert pool_features(features, 1, duration=10.0).tolist() == [[200.0, 200.0]]
 
@@ -373,24 +358,18 @@ def test_clips_of_a_given_length():
     features = torch.arange(10.0)[:, None]
     pooled = pool_features(features, 4, duration=10.0, clip_seconds=3.0)
     assert pooled[:, 0].tolist() == [1.0, 4.0, 7.0, 9.0]
-    with refuses(ArgumentError, "pool_features: expected clip_seconds in (0, inf), got 0."):
-        pool_features(features, 4, duration=10.0, clip_seconds=0)
 
 
-@pytest.mark.parametrize("clip_seconds", [None, 1e300, 2.0])
-@pytest.mark.parametrize("duration", [4.0, 1e-300])
-def test_clips_and_features_of_any_length_have_a_place(clip_seconds, duration):
+@pytest.mark.parametrize(
+    ("clip_seconds", "wanted"),
+    [(None, [0.5, 2.5, 4.5, 6.5]), (1e300, [3.5, 7, 7, 7]), (2.0, [1.5, 5.5, 7, 7])],
+)
+def test_clips_and_features_of_any_length_have_a_place(clip_seconds, wanted):
     """Beyond the ends of clips and features an integer would have no room."""
-    features = torch.arange(8.0)[:, None]
-    if duration == 4.0:
-        pooled = pool_features(features, 4, duration=4.0, clip_seconds=clip_seconds)
-        wanted = {None: [0.5, 2.5, 4.5, 6.5], 1e300: [3.5, 7, 7, 7], 2.0: [1.5, 5.5, 7, 7]}
-        assert pooled[:, 0].tolist() == wanted[clip_seconds]
-    else:
-        pooled = pool_features(
-            features[:1], 4, duration=duration, seconds_per_feature=0.5, clip_seconds=clip_seconds
-        )
-        assert pooled.tolist() == [[0.0]] * 4
+    features, options = torch.arange(8.0)[:, None], {"clip_seconds": clip_seconds}
+    assert pool_features(features, 4, duration=4.0, **options)[:, 0].tolist() == wanted
+    options |= {"duration": 1e-300, "seconds_per_feature": 0.5}
+    assert pool_features(features[:1], 4, **options).tolist() == [[0.0]] * 4
 
 
 @pytest.mark.parametrize("clip_seconds", [1e-300, 1e-9, 1e-4])
@@ -400,8 +379,6 @@ def test_clips_that_are_slivers_of_features_are_refused_at_once(clip_seconds):
     with refuses(ArgumentError, f"{expected} There are 8 features of the 4 s."):
         divide_video(features, duration=4.0, num_clips=4, clip_seconds=clip_seconds)
     assert len(divide_video(features, duration=4.0, num_clips=4, clip_seconds=5e-4)) == 8000
-    one = divide_video(features[:1], duration=100.0, num_clips=4, clip_seconds=0.5)
-    assert len(one) == 200
 
 
 def test_normalized_features_side_by_side(tmp_path):
@@ -432,14 +409,6 @@ def test_normalized_features_side_by_side(tmp_path):
         normalized["Z"]
 
 
-def test_folders_that_hold_no_features(tmp_path):
-    (tmp_path / "a.txt").write_text("")
-    with refuses(FileError, "expected a folder with .npy files, got 1 entries (.txt"):
-        NpyFeatureStore(tmp_path)
-    with refuses(FileError, "cannot read the folder ", "none: No such file"):
-        NpzFeatureStore(tmp_path / "none")
-
-
 def test_open_feature_store_tells_what_it_found(tmp_path):
     def told(found, path=tmp_path):
         expected = "expected an HDF5 file, or a folder of .npy, .npz or .pt files, got"
@@ -450,6 +419,10 @@ def test_open_feature_store_tells_what_it_found(tmp_path):
     told("0 entries (empty) in ")
     (tmp_path / "a.txt").write_text("")
     told("1 entries (.txt) in ")
+    with refuses(FileError, "expected a folder with .npy files, got 1 entries (.txt"):
+        NpyFeatureStore(tmp_path)
+    with refuses(FileError, "cannot read the folder ", "none: No such file"):
+        NpzFeatureStore(tmp_path / "none")
     told("the file ", tmp_path / "a.txt")
     write(tmp_path, "npy", random_arrays())
     write(tmp_path, "npz", random_arrays())
@@ -487,9 +460,8 @@ def pool_by_loop(features, num_clips, duration, stride):
     st.one_of(st.none(), st.floats(0.96, 1.04)),
 )
 def test_pooling_equals_a_loop(num_features, num_clips, duration, error):
-    features = torch.randn(
-        num_features, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
-    )
+    torch.manual_seed(0)
+    features = torch.randn(num_features, 2, dtype=torch.float64)
     stride = None if error is None else duration / num_features * error
     pooled = pool_features(features, num_clips, duration=duration, seconds_per_feature=stride)
     expected, ambiguous = pool_by_loop(features, num_clips, duration, stride)
@@ -544,7 +516,9 @@ def test_a_wrong_stride_is_an_error_that_names_both():
         (ArgumentError, {"features": torch.ones(0, 3)}, "at least one feature, got none"),
         (ArgumentError, {"num_clips": 0}, "num_clips to be an integer >= 1, got 0"),
         (ArgumentError, {"duration": 0}, "duration in (0, inf), got 0"),
+        (ArgumentError, {"clip_seconds": 0}, "clip_seconds in (0, inf), got 0"),
         (ArgumentError, {"seconds_per_feature": 0}, "seconds_per_feature in (0, inf), got 0"),
+        (SizeLimitError, {"num_clips": 10**12}, "features of clips of at most"),
     ],
 )
 def test_pooling_errors(kind, change, text):
@@ -588,11 +562,6 @@ def test_ids_that_no_system_has_are_asked_for_like_others(tmp_path, kind, video_
         store[video_id]
     assert len(str(caught.value).splitlines()) == 1
     assert len(str(caught.value)) < 400
-
-
-def test_clips_take_no_more_than_an_item_may():
-    with refuses(SizeLimitError, "pool_features: expected features of clips of at most"):
-        pool_features(torch.ones(2, 3), 10**12, duration=2.0)
 
 
 class TestThreads:
