@@ -53,8 +53,9 @@ ANNOTATIONS = AnnotationSet(
 VOCABULARY = Vocabulary.from_sentences(item.query for item in ANNOTATIONS)
 
 
-def dataset(annotations=ANNOTATIONS, store=None, num_clips=4, **kwargs):
-    return MomentDataset(annotations, store or CountingStore(), VOCABULARY, num_clips, **kwargs)
+def dataset(annotations=ANNOTATIONS, store=None, vocabulary=VOCABULARY, **fields):
+    store = store or CountingStore()
+    return MomentDataset(annotations, store, vocabulary, **{"num_clips": 4, **fields})
 
 
 def test_a_batch_holds_what_the_annotations_say():
@@ -179,23 +180,24 @@ def test_pin_memory_pins_every_tensor(monkeypatch):
     assert pinned.qids == batch.qids
 
 
-def one(video_id, duration=5.0):
-    return AnnotationSet([Annotation(7, video_id, "a person", duration, ((0.0, 1.0),))])
+def one(video_id="A", query="a person"):
+    return AnnotationSet([Annotation(7, video_id, query, 5.0, ((0.0, 1.0),))])
 
 
-def test_errors_name_video_and_query():
-    where = r"\(video '{}', query 7: 'a person'\)"
-    with pytest.raises(MissingFeatureError, match="no features of Z. " + where.format("Z")):
-        dataset(one("Z"))[0]
-    with pytest.raises(FeatureError, match="RuntimeError.*" + where.format("broken")) as caught:
-        dataset(one("broken"))[0]
-    assert "\n" not in str(caught.value)
-    with pytest.raises(ShapeError, match=r"with D = 3, got \(6, 4\). " + where.format("wide")):
-        dataset(one("wide"))[0]
+@pytest.mark.parametrize(
+    ("kind", "video_id", "text"),
+    [
+        (MissingFeatureError, "Z", "no features of Z."),
+        (FeatureError, "broken", "RuntimeError("),
+        (ShapeError, "wide", "with D = 3, got (6, 4)."),
+        (FeatureError, "stride", "cover the 5 s of the video"),
+    ],
+)
+def test_errors_name_video_and_query(kind, video_id, text):
     store = CountingStore()
-    store.seconds_per_feature = 100.0
-    with pytest.raises(FeatureError, match="cover the 5 s of the video.*" + where.format("stride")):
-        dataset(one("stride"), store)[0]
+    store.seconds_per_feature = 100.0 if video_id == "stride" else None
+    with refuses(kind, text, f" (video '{video_id}', query 7: 'a person')"):
+        dataset(one(video_id), store)[0]
 
 
 def test_bad_arguments():
@@ -203,9 +205,8 @@ def test_bad_arguments():
         dataset(ANNOTATIONS[:0])
     with refuses(ArgumentError, "expected num_clips to be an integer >= 1, got 0"):
         dataset(num_clips=0)
-    mute = AnnotationSet([Annotation(7, "A", "?!", 5.0, ((0.0, 1.0),))])
     with refuses(ArgumentError, "with a word, got '?!'. (video 'A', query 7)"):
-        dataset(mute)
+        dataset(one(query="?!"))
     with refuses(ArgumentError, "expected at least one sample, got none"):
         collate_moments([])
     samples = [dataset(num_clips=4)[0], dataset(num_clips=8)[0]]
@@ -216,22 +217,17 @@ def test_bad_arguments():
 
 
 def of_features(word_features, vocabulary=None):
-    return MomentDataset(
-        ANNOTATIONS, CountingStore(), vocabulary, num_clips=4, word_features=word_features
-    )
+    return dataset(vocabulary=vocabulary, word_features=word_features)
 
 
 def test_features_of_words_take_the_place_of_their_indices():
-    lengths = (3, 1, 2)
-    made = {
-        item.query: torch.randn(length, 5)
-        for item, length in zip(ANNOTATIONS, lengths, strict=True)
-    }
+    made = {item.query: torch.randn(3 - n, 5) for n, item in enumerate(ANNOTATIONS)}
     data = of_features(made)
     batch = collate_moments([data[index] for index in range(3)])
-    assert batch.num_words.tolist() == list(lengths)
+    assert batch.num_words.tolist() == [3, 2, 1]
     assert batch.words.shape == (3, 3, 5)
-    for item, row, length in zip(ANNOTATIONS, batch.words, lengths, strict=True):
+    for item, row in zip(ANNOTATIONS, batch.words, strict=True):
+        length = len(made[item.query])
         assert torch.equal(row[:length], made[item.query])
         assert not row[length:].any()
 
@@ -292,8 +288,7 @@ class SecondsStore:
 
 def timed(duration, moments, rate=0.25, **kwargs):
     item = Annotation(0, f"{duration}", "a person sits down.", duration, moments)
-    fields = {"num_clips": 4, "clip_seconds": 1.0, **kwargs}
-    return MomentDataset(AnnotationSet([item]), SecondsStore(rate), VOCABULARY, **fields)
+    return dataset(AnnotationSet([item]), SecondsStore(rate), **{"clip_seconds": 1.0, **kwargs})
 
 
 @settings(max_examples=60, deadline=None)
@@ -318,28 +313,30 @@ def test_a_window_has_the_features_of_its_seconds(duration, place, rate, seed):
     assert -0.3 <= clips[-1] <= 1
 
 
-@pytest.mark.parametrize("whole_videos", [False, True])
-def test_short_videos_are_filled_with_zeros(whole_videos):
-    data = timed(2.5, ((1.0, 2.0),), whole_videos=whole_videos, clip_multiple=2)
-    sample = data[0]
-    assert sample.num_clips == 3
-    assert sample.features[:, 1].tolist() == [1, 1, 1, 0]
-    assert sample.annotation is data.annotations[0]
-
-
 @pytest.mark.parametrize(
-    ("duration", "clips", "filled", "num_clips"),
-    [(4.0, 4, 4, 4), (4.5, 5, 6, 4), (6.0, 6, 6, 4), (6.0001, 7, 8, 4), (2.5, 3, 8, 8)],
+    ("duration", "clips", "filled", "options"),
+    [
+        (2.5, 3, 4, {"whole_videos": False}),
+        (2.5, 3, 4, {}),
+        (2.5, 3, 8, {"num_clips": 8}),
+        (4.0, 4, 4, {}),
+        (4.5, 5, 6, {}),
+        (6.0, 6, 6, {}),
+        (6.0001, 7, 8, {}),
+        (0.64 * 7, 7, 8, {"clip_seconds": 0.64}),  # an error of rounding is no clip
+    ],
 )
-def test_whole_videos_cover_everything(duration, clips, filled, num_clips):
-    options = {"num_clips": num_clips, "whole_videos": True, "clip_multiple": 2}
+def test_videos_without_windows_are_filled_with_zeros(duration, clips, filled, options):
+    options = {"whole_videos": True, "clip_multiple": 2, **options}
     data = timed(duration, ((1.0, 2.0),), **options)
     sample = data[0]
     assert (sample.num_clips, len(sample.features)) == (clips, filled)
+    assert sample.features[:, 1].tolist() == [1] * clips + [0] * (filled - clips)
     assert sample.features[clips:].abs().sum() == 0
-    centres = sample.features[:, 0][: int(duration)]
-    torch.testing.assert_close(centres, torch.arange(int(duration)) + 0.5, rtol=0, atol=0.13)
-    assert sample.annotation.duration == duration
+    whole = torch.arange(int(duration / sample.clip_seconds))
+    centres = (whole + 0.5) * sample.clip_seconds
+    torch.testing.assert_close(sample.features[whole, 0], centres, rtol=0, atol=0.13)
+    assert sample.annotation is data.annotations[0]
     torch.testing.assert_close(data[0].features, sample.features)
 
 
@@ -387,17 +384,10 @@ def test_several_features_a_clip_of_a_short_video():
     assert sample.clip_seconds == pytest.approx(10.1 / 4)
 
 
-def test_float_error_is_no_clip():
-    assert timed(0.64 * 7, ((1.0, 2.0),), clip_seconds=0.64, whole_videos=True)[0].num_clips == 7
-
-
 def test_a_batch_of_whole_videos_is_as_long_as_the_longest():
     items = [Annotation(i, f"{d}", "it sits", d, ((0.5, 1.5),)) for i, d in enumerate((3.0, 9.5))]
-    store = SecondsStore(0.25)
-    data = MomentDataset(
-        AnnotationSet(items), store, VOCABULARY, 4, clip_seconds=1.0, whole_videos=True,
-        clip_multiple=4,
-    )  # fmt: skip
+    fields = {"clip_seconds": 1.0, "whole_videos": True, "clip_multiple": 4}
+    data = dataset(AnnotationSet(items), SecondsStore(0.25), **fields)
     batch = collate_moments([data[0], data[1]])
     assert batch.features.shape == (2, 12, 2)
     assert batch.num_clips.tolist() == [3, 10]
