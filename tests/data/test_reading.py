@@ -1,12 +1,11 @@
 """What all loaders of annotations do alike, tried with each format."""
 
 import json
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
-from helpers.assertions import refuses
-from helpers.datasets import query_line, write_lines
+from helpers.assertions import kinds, refuses
+from helpers.datasets import charades_row, query_line, write_charades_split, write_lines
 
 from tmapdiff.data import (
     load_activitynet_captions,
@@ -23,8 +22,7 @@ from tmapdiff.inspection import inspect
 DURATION = 10.0
 
 
-@dataclass(frozen=True)
-class Format:
+class Format(NamedTuple):
     """How a folder with one split in a format is written and read."""
 
     write: Any
@@ -33,10 +31,8 @@ class Format:
 
 
 def _charades(folder, moments):
-    header = "id,actions,length\n"
-    (folder / "Charades_v1_train.csv").write_text(f"{header}A,c000 1 2,{DURATION}\n")
-    lines = [f"A {start} {end}##a dog.\n" for start, end in moments]
-    (folder / "charades_sta_train.txt").write_text("".join(lines))
+    lines = [f"A {start} {end}##a dog." for start, end in moments]
+    write_charades_split(folder, lines, [charades_row("A", f"{DURATION}")])
 
 
 def _vslnet(folder, moments):
@@ -58,23 +54,15 @@ def _jsonl(folder, moments):
     write_lines(folder / "train.jsonl", lines)
 
 
+_captions, _tacos = _by_video(duration=DURATION), _by_video(fps=1, num_frames=DURATION)
+_STA, _JSON, _LINES = "charades_sta_train.txt", "train.json", "train.jsonl"
 FORMATS = {
-    "charades-sta": Format(
-        _charades, lambda one: load_charades_sta(one, "train"), "charades_sta_train.txt"
-    ),
-    "vslnet": Format(
-        _vslnet, lambda one: load_vslnet(one, "charades", "train"), "charades_sta_train.txt"
-    ),
+    "charades-sta": Format(_charades, lambda one: load_charades_sta(one, "train"), _STA),
+    "vslnet": Format(_vslnet, lambda one: load_vslnet(one, "charades", "train"), _STA),
     "activitynet": Format(
-        _by_video(duration=DURATION),
-        lambda one: load_activitynet_captions(one / "train.json"),
-        "train.json",
+        _captions, lambda one: load_activitynet_captions(one, "train"), "train.json"
     ),
-    "tacos": Format(
-        _by_video(fps=1, num_frames=DURATION),
-        lambda one: load_tacos(one / "train.json"),
-        "train.json",
-    ),
+    "tacos": Format(_tacos, lambda one: load_tacos(one, "train"), _JSON),
     "moment-jsonl": Format(
         _jsonl, lambda one: load_moment_jsonl(one / "train.jsonl"), "train.jsonl"
     ),
@@ -99,11 +87,10 @@ def test_both_ends_are_cut_to_the_video_and_counted(tmp_path, format):
         "ends before the video's start": (5,),
         "starts after the video's end": (6,),
     }
-    assert "2 starts clipped to 0; 2 ends clipped to the video's end; 1 moments dropped" in str(
-        report
-    )
-    kinds = {one.kind for one in inspect(tmp_path / format.name).findings}
-    assert {"moments before the start", "moments past the end", "moments left out"} <= kinds
+    told = "2 starts clipped to 0; 2 ends clipped to the video's end; 1 moments dropped"
+    assert told in str(report)
+    found = kinds(inspect(tmp_path / format.name))
+    assert {"moments before the start", "moments past the end", "moments left out"} <= found.keys()
 
 
 @pytest.mark.parametrize("order", ["utf-16", "utf-16-le", "utf-16-be"])
@@ -115,15 +102,13 @@ def test_a_file_in_utf_16_is_named_with_its_line(tmp_path, format, order):
         with refuses(TmapdiffError, f"{path}"):
             read()
     if order == "utf-16":
-        hint = (
-            "line 1: expected UTF-8 text, got the byte 0xff. The file is UTF-16: save it as UTF-8."
-        )
-        with refuses(AnnotationError, f"{path} {hint}"):
-            format.load(tmp_path)
-        with refuses(AnnotationError, f"{path} {hint}"):
-            load_annotations(tmp_path, "train")
+        hint = "The file is UTF-16: save it as UTF-8."
+        text = f"{path} line 1: expected UTF-8 text, got the byte 0xff. {hint}"
+        for read in (lambda: format.load(tmp_path), lambda: load_annotations(tmp_path, "train")):
+            with refuses(AnnotationError, text):
+                read()
         if path.suffix == ".json":  # others are told by their names
-            with refuses(FileError, f"{path} {hint}"):
+            with refuses(FileError, text):
                 inspect(path)
 
 
@@ -142,11 +127,7 @@ def test_a_submission_in_utf_16_is_named_with_its_line(tmp_path):
 
 def test_durations_without_end_name_the_place(tmp_path):
     # In TACoS, a number of frames over a rate.
-    (tmp_path / "train.json").write_text(
-        json.dumps(
-            {"A": {"fps": 1e-300, "num_frames": 1e300, "timestamps": [[0, 1]], "sentences": ["a"]}}
-        )
-    )
+    _by_video(fps=1e-300, num_frames=1e300)(tmp_path, [(0, 1)])
     with refuses(AnnotationError, f"{tmp_path / 'train.json'}, video 'A': "):
         load_tacos(tmp_path / "train.json")
 
