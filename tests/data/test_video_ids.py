@@ -19,17 +19,8 @@ from tmapdiff.inspection import inspect
 from tmapdiff.video import FeatureStoreWriter
 
 JAPANESE = "日本の料理番組で卵を焼く" * 6 + "x"
-NAMES = [
-    "Wait... what",
-    JAPANESE[:68] + "y",
-    "12:30",
-    "con",
-    "a|b?",
-    "..x",
-    "100%",
-    "%3A",
-    "é" * 120,
-]
+NAMES = ["Wait... what", JAPANESE[:68] + "y", "12:30", "con", "a|b?", "..x", "100%", "%3A"]
+NAMES += ["é" * 120]
 FORMATS = StoreFormat.__args__
 REFUSED = ["a/b", "../../x", "/etc/x", "a\\b", "a\0", "", ".", "..", 7, None]
 
@@ -141,8 +132,7 @@ def test_hdf5_files_of_others_with_such_names(tmp_path):
         for one in NAMES:
             file[one] = np.ones((2, 3), np.float32)
     store = open_feature_store(tmp_path / "a.h5")
-    assert set(store.video_ids) == set(NAMES)
-    assert all(store[one].shape == (2, 3) for one in NAMES)
+    assert {one: store[one].shape for one in store.video_ids} == dict.fromkeys(NAMES, (2, 3))
 
 
 def test_any_name_of_a_file_goes_from_video_to_features_and_annotations(tmp_path):
@@ -168,11 +158,9 @@ def test_any_name_of_a_file_goes_from_video_to_features_and_annotations(tmp_path
     lines = (query_line(n, one, [[0, 1]], duration=3.0 + n) for n, one in enumerate(names))
     path = write_lines(tmp_path / "queries.jsonl", lines)
     annotations = load_moment_jsonl(path)
+    convert_features(tmp_path / "a.h5", tmp_path / "npy")
     for place in (tmp_path / "a.h5", tmp_path / "npy"):
-        store = open_feature_store(place) if place.exists() else None
-        if store is None:
-            convert_features(tmp_path / "a.h5", place)
-            store = open_feature_store(place)
+        store = open_feature_store(place)
         assert annotations.restrict_to(store) == annotations
         assert [len(store[one]) for one in names] == [3 + n for n in range(len(names))]
         assert inspect(place, tmp_path / "videos").findings == ()
