@@ -58,6 +58,7 @@ def kind(request):
 def test_reads_what_was_written(tmp_path, kind):
     arrays = random_arrays()
     singleton_axes = {"0": arrays["A"][:, None, None]}  # of the first video
+    (tmp_path / "feature_shapes.json").write_text('{"A": 4}')  # of VSLNet
     store = open_feature_store(write(tmp_path, kind, {**arrays, **singleton_axes}), 0.5)
     np.testing.assert_array_equal(store["0"], arrays["A"].astype(np.float32))
     twin = pickle.loads(pickle.dumps(store))

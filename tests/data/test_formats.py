@@ -5,7 +5,6 @@ import pytest
 from helpers.assertions import refuses
 from helpers.datasets import query_line
 
-import tmapdiff
 from tmapdiff.data import (
     AnnotationFormat,
     find_annotations,
@@ -16,15 +15,12 @@ from tmapdiff.data import (
     load_moment_jsonl,
     load_tacos,
     load_vslnet,
+    open_feature_store,
 )
 from tmapdiff.errors import AnnotationError, ConfigError, FileError
 
 from .test_activitynet import CAPTIONS, COOKING
-
-DIDEMO = [
-    {"annotation_id": 0, "video": "a.mov", "description": "a dog", "times": [[0, 0], [1, 1]],
-     "num_segments": 6}
-]  # fmt: skip
+from .test_didemo import RECORDS
 
 
 @pytest.fixture
@@ -38,7 +34,7 @@ def folders(tmp_path, charades):
             (tmp_path / file).rename(places["charades-sta"] / file)
         text = (places["charades-sta"] / f"charades_sta_{split}.txt").read_text()
         (places["vslnet"] / f"charades_sta_{split}.txt").write_text(text)
-        (places["didemo"] / f"{split}_data.json").write_text(json.dumps(DIDEMO))
+        (places["didemo"] / f"{split}_data.json").write_text(json.dumps(RECORDS))
         (places["tacos"] / f"{split}.json").write_text(json.dumps(COOKING))
         (places["moment-jsonl"] / f"my_{split}_release.jsonl").write_text(json.dumps(query_line()))
     (places["vslnet"] / "charades.json").write_text(json.dumps({"AAAAA": {"duration": 30.0}}))
@@ -115,34 +111,27 @@ def test_what_cannot_be_told_is_refused(folders, tmp_path):
         load_annotations(folders["tacos"])
 
 
-PUBLISHED = {  # folder and format, and the split of each file
-    ("charades", "charades-sta"): {
-        f"charades_sta_{split}.txt": split for split in ("train", "test")
-    },
-    ("didemo", "didemo"): {f"{split}_data.json": split for split in ("train", "val", "test")},
-    ("activitynet", "activitynet"): {
-        f"{name}.json": split
-        for name, split in (("train", "train"), ("val", "val"), ("val_1", "val"), ("val_2", "test"))
-    },
-    ("tacos", "tacos"): {f"{split}.json": split for split in ("train", "val", "test")},
-    ("qvhighlights", "moment-jsonl"): {
-        f"highlight_{split}_release.jsonl": split for split in ("train", "val")
-    },
-}
-
-
-@pytest.mark.parametrize(("folder", "format"), PUBLISHED)
-def test_official_files_are_recognised(data_root, folder, format):
+@pytest.mark.parametrize(
+    ("folder", "format", "name"),
+    [
+        ("charades", "charades-sta", "charades_sta_{}.txt"),
+        ("didemo", "didemo", "{}_data.json"),
+        ("activitynet", "activitynet", "{}.json"),
+        ("tacos", "tacos", "{}.json"),
+        ("qvhighlights", "moment-jsonl", "highlight_{}_release.jsonl"),
+    ],
+)
+def test_official_files_are_recognised(data_root, folder, format, name):
     found = {one.path.name: one for one in find_annotations(data_root / folder)}
     # Which of them are there, and what else is, is up to whoever keeps the folder.
-    splits = PUBLISHED[folder, format]
-    there = [name for name in splits if (data_root / folder / name).exists()]
+    splits = {"train": "train", "val": "val", "test": "test", "val_1": "val", "val_2": "test"}
+    there = {name.format(one): split for one, split in splits.items() if name.format(one) in found}
     assert there
-    for name in there:
-        assert (found[name].format, found[name].split) == (format, splits[name])
+    for one, split in there.items():
+        assert (found[one].format, found[one].split) == (format, split)
 
 
-@pytest.mark.parametrize("load", [tmapdiff.load_moment_jsonl, tmapdiff.open_feature_store])
+@pytest.mark.parametrize("load", [load_moment_jsonl, open_feature_store])
 def test_addresses_are_not_opened(load):
     with refuses(FileError, "got https://a.org/b. URLs are not supported"):
         load("https://a.org/b")

@@ -17,6 +17,9 @@ from tmapdiff.inspection import inspect
 from tmapdiff.inspection.features import _unfinished
 from tmapdiff.video import FeatureStoreWriter
 
+from .test_activitynet import CAPTIONS
+from .test_didemo import RECORDS
+
 HIDDEN = ("._{}", ".{}", ".DS_Store")
 JUNK = b"\0\5\x16\7\0\2\0\0Mac OS X        "
 
@@ -79,19 +82,19 @@ def test_folders_of_videos(tmp_path):
     assert (report.extracted, report.skipped) == (("a",), ())
 
 
-@pytest.mark.parametrize("name", ["train.jsonl", "train.json", "train_data.json"])
-def test_folders_of_annotations(tmp_path, name):
-    moment = {"duration": 9.0, "timestamps": [[1, 2]], "sentences": ["a dog"]}
-    times = {"num_segments": 6, "times": [[0, 1]], "annotation_id": 0}
-    content = {
-        "train.jsonl": query_line(),
-        "train.json": {"v": moment},
-        "train_data.json": [{"video": "v", "description": "a dog", **times}],
-    }
-    (tmp_path / name).write_text(json.dumps(content[name]))
+@pytest.mark.parametrize(
+    ("name", "content", "count"),
+    [
+        ("train.jsonl", query_line(), 1),
+        ("train.json", {"v_c": CAPTIONS["v_c"]}, 1),
+        ("train_data.json", RECORDS, 2),
+    ],
+)
+def test_folders_of_annotations(tmp_path, name, content, count):
+    (tmp_path / name).write_text(json.dumps(content))
     hide_beside(tmp_path, name)
     assert [one.path.name for one in find_annotations(tmp_path)] == [name]
-    assert len(load_annotations(tmp_path, "train")) == 1
+    assert len(load_annotations(tmp_path, "train")) == count
     assert inspect(tmp_path).findings == ()
 
 

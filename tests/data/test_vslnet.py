@@ -1,6 +1,5 @@
 import json
 
-import numpy as np
 import pytest
 from helpers.assertions import refuses
 
@@ -10,7 +9,6 @@ from tmapdiff.data import (
     load_charades_sta,
     load_tacos,
     load_vslnet,
-    open_feature_store,
 )
 from tmapdiff.errors import AnnotationError, ConfigError, FileError
 
@@ -19,18 +17,10 @@ from .test_activitynet import CAPTIONS, COOKING
 LENGTHS = {"AAAAA": {"subset": "training", "duration": 30.0, "actions": [[1, 0.0, 5.0]]}}
 
 
-@pytest.fixture
-def charades(tmp_path):
-    def write(*lines, lengths=LENGTHS):
-        (tmp_path / "charades.json").write_text(json.dumps(lengths))
-        (tmp_path / "charades_sta_train.txt").write_text("".join(f"{line}\n" for line in lines))
-        return tmp_path
-
-    return write
-
-
-def test_charades(charades):
-    root = charades("AAAAA 1.0 2.5##a person sits.", "AAAAA 28.0 31.0##a person stands up.")
+def test_charades(write):
+    lines = "AAAAA 1.0 2.5##a person sits.", "AAAAA 28.0 31.0##a person stands up."
+    write("charades_sta_train.txt", *lines)
+    root = write("charades.json", LENGTHS).parent
     found = load_vslnet(root, "charades", "train")
     rows = [(item.qid, item.video_id, item.query, item.duration, item.moments) for item in found]
     assert rows == [
@@ -57,15 +47,19 @@ def test_tacos_loses_its_suffix(tmp_path):
     assert (found[0].video_id, found[0].moments) == ("s1-d2", ((2.0, 4.0),))
 
 
-def test_malformed_files_are_named(charades):
-    with refuses(AnnotationError, "txt line 1: expected a video of charades.json, got 'BBBBB'."):
-        load_vslnet(charades("BBBBB 1 2##x"), "charades", "train")
-    with refuses(AnnotationError, "sta_train.txt line 2: expected 'VIDEO START END##sentence'"):
-        load_vslnet(charades("AAAAA 1 2##x", "AAAAA##x"), "charades", "train")
-    with refuses(AnnotationError, "charades.json, video 'AAAAA': expected duration to be a number"):
-        load_vslnet(charades(lengths={"AAAAA": {"duration": None}}), "charades", "train")
-    with refuses(AnnotationError, "charades.json: expected an object with a field per video, got"):
-        load_vslnet(charades(lengths=3), "charades", "train")
+@pytest.mark.parametrize(
+    ("line", "lengths", "text"),
+    [
+        ("BBBBB 1 2##x", LENGTHS, "txt line 2: expected a video of charades.json, got 'BBBBB'."),
+        ("AAAAA##x", LENGTHS, "sta_train.txt line 2: expected 'VIDEO START END##sentence'"),
+        ("", {"AAAAA": {"duration": None}}, "json, video 'AAAAA': expected duration to be a num"),
+        ("", 3, "charades.json: expected an object with a field per video, got 3."),
+    ],
+)
+def test_malformed_files_are_named(write, line, lengths, text):
+    write("charades_sta_train.txt", "AAAAA 1 2##x", line)
+    with refuses(AnnotationError, text):
+        load_vslnet(write("charades.json", lengths).parent, "charades", "train")
 
 
 def test_refuses(tmp_path):
@@ -75,12 +69,6 @@ def test_refuses(tmp_path):
         load_vslnet(tmp_path, "charades", "val")
     with refuses(FileError, "cannot read ", "charades.json: No such file or directory."):
         load_vslnet(tmp_path, "charades", "test")
-
-
-def test_its_feature_folder_is_opened(tmp_path):
-    (tmp_path / "feature_shapes.json").write_text('{"AAAAA": 60}')
-    np.save(tmp_path / "AAAAA.npy", np.ones((60, 4), dtype=np.float32))
-    assert open_feature_store(tmp_path)["AAAAA"].shape == (60, 4)
 
 
 def test_the_official_files(charades_root, data_root, tmp_path):
