@@ -1,20 +1,17 @@
 import pytest
 from helpers.assertions import refuses
+from helpers.datasets import query_line
 
 from tmapdiff.data import load_moment_jsonl
 from tmapdiff.errors import AnnotationError, FileError
 
+WINDOWS = [[82, 160], [3, 3], [4.5, 10]]
 LINES = [
     {
-        "qid": 25,
-        "query": "A girl cooks.",
-        "duration": 150,
-        "vid": "NUs_0.0_150.0",
-        "relevant_clip_ids": [1],
-        "saliency_scores": [[1, 1, 2]],
-        "relevant_windows": [[82, 160], [3, 3], [4.5, 10]],
+        **query_line(25, "NUs_0.0_150.0", WINDOWS, "A girl cooks.", 150),
+        **{"relevant_clip_ids": [1], "saliency_scores": [[1, 1, 2]]},
     },
-    {"qid": "b", "query": "x", "duration": 20.5, "vid": "v", "relevant_windows": [[5, 5]]},
+    query_line("b", windows=[[5, 5]], duration=20.5),
 ]
 
 

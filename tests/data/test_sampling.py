@@ -36,8 +36,7 @@ def epoch(dataset, number, workers=0, skip=0):
 
 def test_an_epoch_has_each_sample_once_in_an_order_of_its_own():
     orders = [epoch(Draws(), number)[:, 0].tolist() for number in (0, 1)]
-    for order in orders:
-        assert sorted(order) == list(range(12))
+    assert [sorted(order) for order in orders] == [[*range(12)]] * 2
     assert orders[0] != orders[1]
     # As torch's own sampler shuffles with this seed: results of before stay.
     expected = torch.randperm(12, generator=torch.Generator().manual_seed(6)).tolist()

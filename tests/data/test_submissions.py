@@ -16,30 +16,26 @@ LINE = {
 }
 
 
+PREDICTIONS = (
+    Prediction(12404, "A b.", "3MSZA", ((24.3, 30.4, 0.75), (0.0, 2.0, -4.0))),
+    Prediction("s17-d69_0", "Größe \u201cx\u201d", "s17-d69", ((1.25, 3.5, 1e-7),)),
+    Prediction(8, "not there", "v", ()),
+)
+
+
 def test_every_field_has_the_form_that_moment_detr_reads(tmp_path):
-    windows = ((24.3, 30.4, 0.75), (0.0, 2.0, 0.5))
     path = tmp_path / "predictions.jsonl"
-    write_submission([Prediction(12404, "A b.", "3MSZA", windows), PREDICTION], path)
+    write_submission(PREDICTIONS, path)
+    assert read_submission(path) == PREDICTIONS
     text = path.read_text(encoding="ascii")
     # Its reader parses each line: a blank one would be no JSON.
-    first, _ = (json.loads(line) for line in text.removesuffix("\n").split("\n"))
+    first, *_ = (json.loads(line) for line in text.removesuffix("\n").split("\n"))
     assert set(first) == {"qid", "query", "vid", "pred_relevant_windows"}
     assert type(first["qid"]) is int  # compared with the annotation's
     assert (first["query"], first["vid"]) == ("A b.", "3MSZA")
     # [start (seconds), end (seconds), score], best first.
-    assert first["pred_relevant_windows"] == [[24.3, 30.4, 0.75], [0.0, 2.0, 0.5]]
+    assert first["pred_relevant_windows"] == [[24.3, 30.4, 0.75], [0.0, 2.0, -4.0]]
     assert all(type(number) is float for one in first["pred_relevant_windows"] for number in one)
-
-
-PREDICTION = Prediction("s17-d69_0", "Größe \u201cx\u201d", "s17-d69", ((1.25, 3.5, 1e-7),))
-
-
-def test_what_is_written_is_read(tmp_path):
-    predictions = (PREDICTION, Prediction(7, "b", "v", ((0.0, 1.0, 0.5), (2.0, 3.0, -4.0))))
-    predictions += (Prediction(8, "not there", "v", ()),)
-    path = tmp_path / "predictions.jsonl"
-    write_submission(predictions, path)
-    assert read_submission(path) == predictions
 
 
 def test_reads_the_files_of_others(write):

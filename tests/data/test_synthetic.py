@@ -35,8 +35,7 @@ def test_videos_are_as_described(large):
 
 def test_each_sentence_means_one_activity(large):
     """The wording tells the activity, and the activity has one moment in its video."""
-    activity_of = defaultdict(set)
-    wordings_of = defaultdict(set)
+    activity_of, wordings_of = defaultdict(set), defaultdict(set)
     for item in large.annotations:
         (moment,) = item.moments
         (activity,) = [a[0] for a in large.videos[item.video_id].actions if a[1:] == moment]
@@ -65,10 +64,9 @@ def test_no_single_answer_is_often_right(kind, least):
 @pytest.mark.parametrize("kind", [SyntheticActivities, SyntheticVideos])
 def test_train_and_test_differ_and_seeds_too(kind):
     train, test, other = kind(5, split="train"), kind(5, split="test"), kind(5, seed=1)
-    assert not set(train.videos) & set(test.videos)
-    assert not set(train.videos) & set(other.videos)
-    assert list(train.videos.values()) != list(test.videos.values())
-    assert list(train.videos.values()) != list(other.videos.values())
+    for another in (test, other):
+        assert not set(train.videos) & set(another.videos)
+        assert list(train.videos.values()) != list(another.videos.values())
     # A smaller set is the beginning of a larger one.
     longer = kind(6).annotations
     assert list(longer)[: len(train.annotations)] == list(train.annotations)
@@ -76,9 +74,6 @@ def test_train_and_test_differ_and_seeds_too(kind):
     name = kind.__name__.removeprefix("Synthetic").lower()
     assert f"synthetic {name} (train, seed 0)" in str(train.annotations.report)
 
-
-@pytest.mark.parametrize("kind", [SyntheticActivities, SyntheticVideos])
-def test_arguments_are_checked(kind):
     with refuses(ArgumentError, "expected num_videos to be an integer >= 1, got 0"):
         kind(0)
     with refuses(ArgumentError, "expected seed to be an integer >= 0"):

@@ -49,8 +49,7 @@ def test_videos_are_as_described(large):
 
 
 def test_sentences_tell_what_happens(large):
-    meaning = defaultdict(set)
-    wordings = defaultdict(set)
+    meaning, wordings = defaultdict(set), defaultdict(set)
     for item in large.annotations:
         (moment,) = item.moments
         (one,) = [
