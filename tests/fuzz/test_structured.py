@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 import numpy as np
 import pytest
 import torch
+from helpers.datasets import write_store
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
@@ -79,36 +80,24 @@ def reads(load, check=check):
         check(found)
 
 
+queries = record(qid=scalars, query=sentences, vid=ids, duration=seconds, relevant_windows=pairs)
+
+
 @quick
-@given(
-    st.lists(
-        record(qid=scalars, query=sentences, vid=ids, duration=seconds, relevant_windows=pairs),
-        max_size=3,
-    )
-)
+@given(st.lists(queries, max_size=3))
 def test_moment_jsonl(tmp_path, records):
     path = tmp_path / "lines.jsonl"
     path.write_text("".join(json.dumps(one) + "\n" for one in records))
     reads(lambda: tmapdiff.load_moment_jsonl(path))
 
 
+names = ids.filter(lambda one: isinstance(one, str))
+lists = {"timestamps": pairs, "sentences": st.lists(sentences, max_size=3)}
+videos = record(duration=seconds, num_frames=numbers, fps=numbers, **lists)
+
+
 @quick
-@given(
-    st.one_of(
-        values,
-        st.dictionaries(
-            ids.filter(lambda one: isinstance(one, str)),
-            record(
-                duration=seconds,
-                num_frames=numbers,
-                fps=numbers,
-                timestamps=pairs,
-                sentences=st.lists(sentences, max_size=3),
-            ),
-            max_size=3,
-        ),
-    )
-)
+@given(values | st.dictionaries(names, videos, max_size=3))
 def test_activitynet_and_tacos(tmp_path, content):
     path = tmp_path / "train.json"
     path.write_text(json.dumps(content))
@@ -116,35 +105,21 @@ def test_activitynet_and_tacos(tmp_path, content):
     reads(lambda: tmapdiff.load_tacos(path))
 
 
+segments = st.lists(st.tuples(st.integers(-1, 6), st.integers(-1, 6)), max_size=4)
+counts = {"annotation_id": numbers, "num_segments": numbers, "times": segments}
+
+
 @quick
-@given(
-    st.lists(
-        record(
-            annotation_id=numbers,
-            video=ids,
-            description=sentences,
-            num_segments=numbers,
-            times=st.lists(st.tuples(st.integers(-1, 6), st.integers(-1, 6)), max_size=4),
-        ),
-        max_size=3,
-    )
-)
+@given(st.lists(record(video=ids, description=sentences, **counts), max_size=3))
 def test_didemo(tmp_path, records):
     (tmp_path / "val_data.json").write_text(json.dumps(records))
     reads(lambda: tmapdiff.data.keep_consensus(tmapdiff.load_didemo(tmp_path, "val")))
 
 
 PLACES = st.text(st.sampled_from("abNULCO1:./\\ \0\n\x7f~$%-\ud800\u202e"), max_size=8)
-DEVICES = st.builds(
-    "".join, st.tuples(st.sampled_from(["con", "Nul", "COM1", "aux", "d:"]), PLACES)
-)
-
-ESCAPES = st.builds(
-    "".join,
-    st.tuples(
-        st.sampled_from(["%=", "%~", "%%=", "%=%25", "._"]), st.text("ab:%=~253A.", max_size=8)
-    ),
-)
+DEVICES = st.builds(str.__add__, st.sampled_from(["con", "Nul", "COM1", "aux", "d:"]), PLACES)
+ENDS = st.text("ab:%=~253A.", max_size=8)
+ESCAPES = st.builds(str.__add__, st.sampled_from(["%=", "%~", "%%=", "%=%25", "._"]), ENDS)
 
 
 @settings(deadline=None, max_examples=400)
@@ -200,30 +175,19 @@ def test_ids_of_any_kind_are_read_as_they_were_written(video_ids, format):
             del store
 
 
-@quick
-@given(
-    npst.arrays(
-        st.sampled_from(["f2", ">f4", "f8", "i1", "u8", "c8", "?", "U2", "M8[s]"]),
-        npst.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=4),
-    ),
-    st.sampled_from(["npy", "npz", "hdf5"]),
-)
-def test_arrays_of_any_kind(tmp_path, array, kind):
-    import h5py
+dtypes = st.sampled_from(["f2", ">f4", "f8", "i1", "u8", "c8", "?", "U2", "M8[s]"])
+shapes = npst.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=4)
 
-    path = tmp_path / f"A.{kind}"
+
+@quick
+@given(npst.arrays(dtypes, shapes), st.sampled_from(["npy", "npz", "hdf5"]))
+def test_arrays_of_any_kind(tmp_path, array, kind):
     for old in tmp_path.iterdir():
         old.unlink()
-    if kind == "npy":
-        np.save(path, array)
-    elif kind == "npz":
-        np.savez(path, features=array)
-    else:
-        with h5py.File(path, "w") as file:
-            try:
-                file["A"] = array
-            except TypeError:
-                return  # nothing that HDF5 holds
+    try:
+        place = write_store(tmp_path, kind, {"A": array})
+    except TypeError:
+        return  # nothing that HDF5 holds
 
     def check(features):
         assert features.dtype == torch.float32
@@ -232,7 +196,7 @@ def test_arrays_of_any_kind(tmp_path, array, kind):
             expected = array.reshape(len(array), -1).astype(np.float32)
         np.testing.assert_array_equal(features, expected)
 
-    reads(lambda: tmapdiff.open_feature_store(path if kind == "hdf5" else tmp_path)["A"], check)
+    reads(lambda: tmapdiff.open_feature_store(place)["A"], check)
 
 
 HOSTILE = [0, -1, 1, 3, 10**5, 10**9, 10**18, 0.5, math.nan, True, None, "4", ()]

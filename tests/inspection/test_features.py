@@ -24,17 +24,9 @@ def store(tmp_path):
 def test_facts(store):
     found = inspect(store)
     assert (found.kind, found.findings) == ("features", ())
-    assert found.facts == {
-        "f.h5": {
-            "format": "HDF5",
-            "videos": 3,
-            "features": 120,
-            "features per video": "20 to 60, median 40",
-            "width": 4,
-            "seconds per feature": 0.5,
-            "model": "vgg",
-        }
-    }
+    lengths = {"features": 120, "features per video": "20 to 60, median 40"}
+    about = {"format": "HDF5", "videos": 3, "width": 4, "seconds per feature": 0.5, "model": "vgg"}
+    assert found.facts == {"f.h5": {**about, **lengths}}
 
 
 DAMAGE = np.bytes_(b"it ends at 3 s of 20 s")
@@ -69,8 +61,8 @@ def test_what_an_extraction_left_behind_is_found(store):
 
 
 def test_a_damaged_file_in_a_folder_is_found(tmp_path):
-    np.save(tmp_path / "a.npy", RANDOM)
-    np.save(tmp_path / "b.npy", RANDOM + 1)
+    for name in "ab":
+        np.save(tmp_path / f"{name}.npy", RANDOM)
     (tmp_path / "b.npy").write_bytes((tmp_path / "b.npy").read_bytes()[:200])
     found = inspect(tmp_path)
     assert found.facts[tmp_path.name]["format"] == "Npy"
@@ -87,13 +79,10 @@ def test_ids_that_are_on_one_side_only_both_ways(queries, store):
 @pytest.mark.parametrize(("duration", "fits"), [(20.0, True), (20.9, True), (21.2, False)])
 def test_features_that_do_not_cover_the_annotated_duration(queries, store, duration, fits):
     # Training refuses what differs by more than two features and more than 5 %.
-    path = queries(a=10.0, b=duration, c=30.0)
-    found = inspect(path, store)
-    if fits:
-        assert found.findings == ()
-    else:
-        assert kinds(found) == {"wrong rate": ("b (20 s of 21.2 s)",)}
-        assert found.findings[0].text.endswith("they would fit at 0.53 s per feature")
+    found = inspect(queries(a=10.0, b=duration, c=30.0), store)
+    assert kinds(found) == ({} if fits else {"wrong rate": ("b (20 s of 21.2 s)",)})
+    for one in found.findings:
+        assert one.text.endswith("they would fit at 0.53 s per feature")
 
 
 def test_without_a_rate_there_is_nothing_to_cover(queries, tmp_path):
@@ -134,11 +123,7 @@ def test_transposed_features_are_found(queries, tmp_path):
     np.save(tmp_path / "a.npy", np.ones((40, 8), np.float32))
     found = inspect(tmp_path, queries("q/lines.jsonl", a=8.0), seconds_per_feature=1.0)
     assert kinds(found)["transposed features"] == ("a",)
-
-
-def test_a_width_that_fits_one_of_several_videos_is_no_transposition(queries, tmp_path):
-    for name, count in (("a", 60), ("b", 48)):
-        np.save(tmp_path / f"{name}.npy", np.ones((count, 32), np.float32))
-    found = inspect(tmp_path, queries("q/lines.jsonl", a=30.0, b=24.0), seconds_per_feature=1.0)
-    assert "wrong rate" in kinds(found)
-    assert "transposed features" not in kinds(found)
+    # A width that fits one of several videos only may do so by chance.
+    np.save(tmp_path / "b.npy", np.ones((48, 8), np.float32))
+    found = inspect(tmp_path, queries("q/lines.jsonl", a=8.0, b=24.0), seconds_per_feature=1.0)
+    assert kinds(found).keys() == {"wrong rate"}

@@ -17,9 +17,8 @@ def saved(tmp_path_factory):
     torch.manual_seed(0)
     encoder = FrameEncoder("test_resnet", pretrained=False)
     vocabulary = Vocabulary(["a", "dog", "runs"])
-    model = PRESETS["nano"].build(
-        vocabulary_size=len(vocabulary), clip_channels=encoder.feature_dim
-    )
+    sizes = {"vocabulary_size": len(vocabulary), "clip_channels": encoder.feature_dim}
+    model = PRESETS["nano"].build(**sizes)
     pipeline = MomentLocalizationPipeline(model, vocabulary, encoder, fps=2.0)
     folder = tmp_path_factory.mktemp("saved") / "pipeline"
     pipeline.save_pretrained(folder)
@@ -31,9 +30,8 @@ def test_facts(saved):
     found = inspect(folder)
     assert (found.kind, found.findings) == ("pipeline", ())
     facts = found.facts["pipeline"]
-    assert facts["model"] == "MomentLocalizer"
+    assert (facts["model"], facts["takes"]) == ("MomentLocalizer", "videos or features")
     assert facts["million parameters"] == round(pipeline.localizer.num_parameters() / 1e6, 2)
-    assert facts["takes"] == "videos or features"
     assert (facts["vocabulary"], facts["frames per second"]) == (5, 2.0)
 
 

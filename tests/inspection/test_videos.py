@@ -32,8 +32,7 @@ def test_damaged_videos_and_other_files_of_a_folder_are_found(tmp_path):
 def test_two_files_of_one_id_are_found(tmp_path):
     write_video(tmp_path / "a.mp4", range(3))
     write_video(tmp_path / "a.mkv", range(3))
-    found = inspect(tmp_path)
-    assert kinds(found) == {"duplicates": ("a",)}
+    assert kinds(inspect(tmp_path)) == {"duplicates": ("a",)}
 
 
 def test_against_annotations(tmp_path):
