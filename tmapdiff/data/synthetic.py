@@ -2,16 +2,18 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Literal
 
 import numpy as np
+from typing_extensions import override
 
 from tmapdiff._core.checks import check_choice, check_int
 from tmapdiff.data.annotations import Annotation, AnnotationReport, AnnotationSet
 from tmapdiff.data.charades import CharadesVideo
 from tmapdiff.data.didemo import SEGMENT_SECONDS
 from tmapdiff.data.sampling import generator_for
+
+Moment = tuple[float, float]
 
 # Wordings of each activity, in simple present and progressive. Verbs and objects recur, so that
 # neither identifies the activity alone.
@@ -64,6 +66,7 @@ class SyntheticActivities:
     """
 
     num_classes = len(_ACTIVITIES)
+    _source = "synthetic activities"
 
     def __init__(
         self,
@@ -80,15 +83,31 @@ class SyntheticActivities:
         for number in numbers:
             video_id = f"synthetic-{split}-{self.seed}-{number}"
             random = generator_for(video_id)
-            video = self.videos[video_id] = _make_video(random)
+            video = self.videos[video_id] = self._make_video(random, number)
             for activity, start, end in video.actions:
                 query = make_sentence(random, _ACTIVITIES[activity], (_DOES, _IS_DOING))
-                moments = ((start, end),)
+                moments = tuple(self._moments(len(items), video_id, start, end))
                 items.append(Annotation(len(items), video_id, query, video.duration, moments))
-        self.annotations = made_up(f"synthetic activities ({split}, seed {self.seed})", items)
+        self.annotations = made_up(f"{self._source} ({split}, seed {self.seed})", items)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.split}, seed {self.seed}: {self.annotations!r})"
+
+    def _make_video(self, random: np.random.Generator, number: int) -> CharadesVideo:
+        duration = round(float(random.uniform(20, 40)), 2)
+        activities = random.permutation(len(_ACTIVITIES))[: random.integers(3, 7)]
+        actions = []
+        for activity in activities.tolist():
+            # Uniform on a log scale, as IoU depends on ratios of lengths: no length fits most.
+            length = float(np.exp(random.uniform(np.log(2), np.log(15))))
+            # More often near the ends of the video, as long activities cover its middle anyway.
+            start = round((duration - length) * float(random.beta(0.7, 0.7)), 2)
+            actions.append((activity, start, min(round(start + length, 2), duration)))
+        return CharadesVideo(duration, tuple(sorted(actions, key=lambda action: action[1])))
+
+    def _moments(self, qid: int, video_id: str, start: float, end: float) -> list[Moment]:
+        """Return the moments of a query about an action."""
+        return [(start, end)]
 
 
 class SyntheticDiDeMo(SyntheticActivities):
@@ -106,39 +125,26 @@ class SyntheticDiDeMo(SyntheticActivities):
         7
     """
 
-    def __init__(
-        self,
-        num_videos: int | None = None,
-        *,
-        seed: int = 0,
-        split: Literal["train", "test"] = "train",
-    ) -> None:
-        super().__init__(num_videos, seed=seed, split=split)
-        items: list[Annotation] = []
-        for number, (video_id, video) in enumerate(self.videos.items()):
-            segments = 5 if number % 6 == 5 else 6
-            stretch = segments * SEGMENT_SECONDS / video.duration
-            actions = tuple((one, s * stretch, e * stretch) for one, s, e in video.actions)
-            self.videos[video_id] = CharadesVideo(segments * SEGMENT_SECONDS, actions)
-        for item in self.annotations:
-            duration = self.videos[item.video_id].duration
-            stretch = duration / item.duration
-            ((start, end),) = item.moments
-            random = generator_for(f"didemo-{item.video_id}-{item.qid}")
-            moments = tuple(
-                _mark(random, start * stretch, end * stretch, duration)
-                for _ in range(7 if len(items) % 10 == 0 else 4)
-            )
-            items.append(replace(item, duration=duration, moments=moments))
-        source = f"synthetic activities in DiDeMo's form ({split}, seed {self.seed})"
-        self.annotations = made_up(source, items)
+    _source = "synthetic activities in DiDeMo's form"
+
+    @override
+    def _make_video(self, random: np.random.Generator, number: int) -> CharadesVideo:
+        video = super()._make_video(random, number)
+        duration = (5 if number % 6 == 5 else 6) * SEGMENT_SECONDS
+        stretch = duration / video.duration
+        return CharadesVideo(
+            duration, tuple((a, s * stretch, e * stretch) for a, s, e in video.actions)
+        )
+
+    @override
+    def _moments(self, qid: int, video_id: str, start: float, end: float) -> list[Moment]:
+        random = generator_for(f"didemo-{video_id}-{qid}")
+        segments = round(self.videos[video_id].duration / SEGMENT_SECONDS)
+        return [_mark(random, start, end, segments) for _ in range(7 if qid % 10 == 0 else 4)]
 
 
-def _mark(
-    random: np.random.Generator, start: float, end: float, duration: float
-) -> tuple[float, float]:
+def _mark(random: np.random.Generator, start: float, end: float, segments: int) -> Moment:
     """Return the start and end of the segments that an annotator marks, in seconds."""
-    segments = round(duration / SEGMENT_SECONDS)
     first = min(int(start // SEGMENT_SECONDS), segments - 1)
     last = max(first, min(math.ceil(end / SEGMENT_SECONDS), segments) - 1)
     if random.random() < 0.25:
@@ -147,19 +153,6 @@ def _mark(
         else:
             last = int(np.clip(last + random.choice((-1, 1)), first, segments - 1))
     return first * SEGMENT_SECONDS, (last + 1) * SEGMENT_SECONDS
-
-
-def _make_video(random: np.random.Generator) -> CharadesVideo:
-    duration = round(float(random.uniform(20, 40)), 2)
-    activities = random.permutation(len(_ACTIVITIES))[: random.integers(3, 7)]
-    actions = []
-    for activity in activities.tolist():
-        # Uniform on a log scale, as IoU depends on ratios of lengths: no length fits most.
-        length = float(np.exp(random.uniform(np.log(2), np.log(15))))
-        # More often near the ends of the video, as long activities cover its middle anyway.
-        start = round((duration - length) * float(random.beta(0.7, 0.7)), 2)
-        actions.append((activity, start, min(round(start + length, 2), duration)))
-    return CharadesVideo(duration, tuple(sorted(actions, key=lambda action: action[1])))
 
 
 def check_made_up(
