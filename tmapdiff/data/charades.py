@@ -119,9 +119,7 @@ def load_charades_actions(
         split: Split to load.
 
     Raises:
-        FileError: If the file is missing or cannot be read.
-        AnnotationError: If a column is missing, or a row cannot be parsed.
-        ConfigError: If `split` is unknown.
+        FileError, AnnotationError, ConfigError: As `load_charades_sta`, for the csv.
 
     Source: Sigurdsson et al., "Hollywood in Homes", arXiv 1604.01753.
     """

@@ -28,9 +28,8 @@ def load_didemo(
         split: Split to load.
 
     Raises:
-        FileError: If the file is missing or cannot be read.
+        FileError, ConfigError: As `load_charades_sta`.
         AnnotationError: If the content is wrong; the message has the number of the record, from 1.
-        ConfigError: If `split` is unknown.
 
     Source: Hendricks et al., "Localizing Moments in Video with Natural Language",
     arXiv 1708.01641.

@@ -128,23 +128,21 @@ def find_annotations(
     if format is not None:
         check_choice(who, "format", format, get_args(AnnotationFormat))
     path = Path(place)
-    if path.is_file():
-        found = _recognized(path, format, alone=True)
-        if found is None:
-            expected = f"annotations in {f'the format {format}' if format else 'a known format'}"
-            hint = "Formats: " + ", ".join(get_args(AnnotationFormat)) + "."
-            raise AnnotationError(message(who, expected, f"the file {path}", hint))
-        return (found,)
     if not path.exists():
         got = "no such file" if path.suffix else "no such folder"
         raise FileError(message(who, f"annotations at {path}", got))
-    files = [one for one in list_visible(path) if one.is_file()]
-    listed = [one for file in files if (one := _recognized(file, format, alone=False))]
-    if not listed:
+    alone = path.is_file()
+    files = [path] if alone else [one for one in list_visible(path) if one.is_file()]
+    found = [one for file in files if (one := _recognized(file, format, alone=alone))]
+    if alone and not found:
+        expected = f"annotations in {f'the format {format}' if format else 'a known format'}"
+        hint = "Formats: " + ", ".join(get_args(AnnotationFormat)) + "."
+        raise AnnotationError(message(who, expected, f"the file {path}", hint))
+    if not found:
         expected = f"annotation files{f' of {format}' if format else ''} in {path}"
         raise FileError(message(who, expected, f"{len(files)} other files"))
     order = (*get_args(Split), None)
-    return tuple(sorted(listed, key=lambda one: (order.index(one.split), one.path)))
+    return tuple(sorted(found, key=lambda one: (order.index(one.split), one.path)))
 
 
 def find_split(

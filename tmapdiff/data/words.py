@@ -109,7 +109,8 @@ class Vocabulary:
         words: Words by index, with the two special ones first.
 
     Raises:
-        ArgumentError: If a word is not text, is empty or occurs twice.
+        ArgumentError: If a word is not text, is empty or occurs twice. Methods that read a sentence
+            raise it if there is no word.
         ConfigError: If `rule` is unknown.
 
     Example:
@@ -143,8 +144,7 @@ class Vocabulary:
             min_count: Smallest number of occurrences; rarer words are unknown.
 
         Raises:
-            ArgumentError: If a sentence has no word, `sentences` is a single one, or `min_count` is
-                not an integer >= 1.
+            ArgumentError: Also if `sentences` is a single one, or `min_count` not an integer >= 1.
         """
         who = "Vocabulary.from_sentences"
         if isinstance(sentences, str):
@@ -168,28 +168,17 @@ class Vocabulary:
 
         Shape:
             - returns: (L,) int64, L >= 1
-
-        Raises:
-            ArgumentError: If the sentence has no word.
         """
         import torch  # here and below, as splitting works without it
 
         return torch.tensor(self.indices(sentence))
 
     def indices(self, sentence: str) -> list[int]:
-        """Return the indices of the words of `sentence` as a list, without torch.
-
-        Raises:
-            ArgumentError: If the sentence has no word.
-        """
+        """Return the indices of the words of `sentence` as a list, without torch."""
         return [self._index.get(word, 1) for word in tokenize(sentence, self.rule)]
 
     def unknown_words(self, sentence: str) -> list[str]:
-        """Return the words of `sentence` that the vocabulary lacks, without duplicates.
-
-        Raises:
-            ArgumentError: If the sentence has no word.
-        """
+        """Return the words of `sentence` that the vocabulary lacks, without duplicates."""
         words = dict.fromkeys(tokenize(sentence, self.rule))
         return [word for word in words if word not in self._index]
 
@@ -231,9 +220,8 @@ def check_known_words(who: str, vocabulary: Vocabulary, queries: Iterable[str]) 
     unknown: dict[str, None] = {}
     hopeless: list[str] = []
     for query in queries:
-        words = dict.fromkeys(vocabulary.unknown_words(query))
-        unknown |= words
-        if words.keys() >= set(tokenize(query, vocabulary.rule)):
+        unknown |= dict.fromkeys(vocabulary.unknown_words(query))
+        if set(vocabulary.indices(query)) == {1}:
             hopeless.append(query)
     if hopeless:
         known = ", ".join(vocabulary.words[2:7])

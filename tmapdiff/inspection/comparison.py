@@ -106,7 +106,7 @@ def _annotations_and_pipeline(
 
 def _knows_none(vocabulary: Vocabulary, query: str) -> bool:
     try:
-        return bool((vocabulary.encode(query) == 1).all())
+        return set(vocabulary.indices(query)) == {1}
     except ArgumentError:  # it has no word, which inspecting the annotations reports
         return False
 
