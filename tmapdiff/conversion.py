@@ -89,24 +89,21 @@ def convert_features(
     """
     who = "convert_features"
     path = Path(target)
-    store: Any
-    if isinstance(source, ActionTimelineFeatures):
-        store = source
-        if seconds_per_feature not in (None, store.seconds_per_feature):
-            expected = f"seconds_per_feature = {store.seconds_per_feature}, as simulated"
-            raise ArgumentError(message(who, expected, seconds_per_feature))
-    elif path.exists() and path.samefile(source):
-        raise ArgumentError(message(who, "source and target to differ", f"{path} twice"))
-    else:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about omitted attributes, which are recovered below
+    store: Any = source
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about omitted attributes, which are recovered below
+        if not isinstance(source, ActionTimelineFeatures):
+            if path.exists() and path.samefile(source):
+                raise ArgumentError(message(who, "source and target to differ", f"{path} twice"))
             store = open_feature_store(source, seconds_per_feature)
-    with warnings.catch_warnings(), suppress(FileError):  # such as for a new target
-        warnings.simplefilter("ignore")
-        if (width := open_feature_store(path).feature_dim) != store.feature_dim:
-            expected = f"features of width {width}, like those in {path}"
-            hint = "Write them to another file or folder."
-            raise FeatureError(message(who, expected, store.feature_dim, hint))
+        elif seconds_per_feature not in (None, source.seconds_per_feature):
+            expected = f"seconds_per_feature = {source.seconds_per_feature}, as simulated"
+            raise ArgumentError(message(who, expected, seconds_per_feature))
+        with suppress(FileError):  # such as for a new target
+            if (width := open_feature_store(path).feature_dim) != store.feature_dim:
+                expected = f"features of width {width}, like those in {path}"
+                hint = "Write them to another file or folder."
+                raise FeatureError(message(who, expected, store.feature_dim, hint))
     if format is None:
         format = "hdf5" if path.suffix.lower() in HDF5_SUFFIXES else "npy"
     check_choice(who, "format", format, get_args(StoreFormat))
