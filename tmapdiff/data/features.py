@@ -102,11 +102,7 @@ class _StoredFeatures:
 
     @property
     def video_ids(self) -> tuple[str, ...]:
-        """Ids of the videos with features.
-
-        Raises:
-            FileError: If the file or folder cannot be read.
-        """
+        """Ids of the videos with features; FileError if the file or folder cannot be read."""
         raise NotImplementedError
 
     def attributes_of(self, video_id: str) -> dict[str, Any]:

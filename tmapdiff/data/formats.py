@@ -35,13 +35,7 @@ _VSLNET_FILES = {
 
 @dataclass(frozen=True)
 class AnnotationFile:
-    """An annotation file with its format.
-
-    Attributes:
-        path: The file.
-        format: Its format.
-        split: Its split, or None if its name does not indicate one.
-    """
+    """An annotation file: `path`, `format`, and `split`, None if its name does not indicate one."""
 
     path: Path
     format: AnnotationFormat
@@ -152,10 +146,7 @@ def find_split(
 ) -> AnnotationFile:
     """Find the annotation file of one split of a dataset.
 
-    Args:
-        place: As for `find_annotations`.
-        split: The split, if there are several.
-        format: As for `find_annotations`.
+    `place` and `format` are as for `find_annotations`; `split` is needed if there are several.
 
     Raises:
         FileError: As `find_annotations`, or if the split has no file or several.

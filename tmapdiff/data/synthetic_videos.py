@@ -60,13 +60,9 @@ _FINER = 4  # oversampling of shapes, for smooth edges
 
 @dataclass(frozen=True)
 class ShapeAction:
-    """An action of a shape in a video.
+    """An `action` of a `shape`, such as "left" of the "red circle", in seconds of whole frames.
 
-    Attributes:
-        shape: Color and form of the shape, such as `red circle`.
-        action: Name of the action, such as `left`.
-        start: Start in seconds, at the start of a frame.
-        end: End in seconds, at the end of a frame.
+    It lasts from the `start` of a frame to the `end` of one.
     """
 
     shape: str
@@ -77,12 +73,7 @@ class ShapeAction:
 
 @dataclass(frozen=True)
 class ShapeVideo:
-    """Script of a synthetic video.
-
-    Attributes:
-        duration: Duration in seconds, a whole number of frames.
-        actions: The actions, in order of their start.
-    """
+    """Script of a synthetic video: `duration` in whole frames, and `actions` by their start."""
 
     duration: float
     actions: tuple[ShapeAction, ...]

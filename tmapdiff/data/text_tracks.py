@@ -20,12 +20,7 @@ TRACK_SUFFIXES = (".srt", ".vtt", ".jsonl")
 
 @dataclass(frozen=True)
 class Cue:
-    """A text of a track, with its times.
-
-    Attributes:
-        start: Start in seconds.
-        end: End in seconds.
-        text: The text, on one line and without markup.
+    """A `text` of a track, on one line and without markup, from `start` to `end` in seconds.
 
     Raises:
         ArgumentError: If `start` is negative, `end` is not after it, or the text is blank.

@@ -241,11 +241,7 @@ def check_known_words(who: str, vocabulary: Vocabulary, queries: Iterable[str]) 
 
 @dataclass(frozen=True, eq=False)
 class GloveVectors:
-    """Word vectors of a GloVe file.
-
-    Args:
-        words: The words.
-        vectors: Their vectors.
+    """The `words` of a GloVe file and their vectors.
 
     Shape:
         - vectors: (len(words), D) float32

@@ -14,13 +14,7 @@ OnItem = Callable[[], Any]  # called for each item, for a progress bar
 
 @dataclass(frozen=True)
 class Finding:
-    """A problem.
-
-    Attributes:
-        kind: Kind of problem, in a few fixed words.
-        text: Description, in one line.
-        items: All videos, queries or lines concerned.
-    """
+    """A problem: `kind` in a few fixed words, `text` in one line, and all `items` concerned."""
 
     kind: str
     text: str
@@ -32,14 +26,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Inspection:
-    """Summary of a file or folder, with its problems.
-
-    Attributes:
-        path: The file or folder.
-        kind: Kind of its contents.
-        facts: Numbers and texts by name, for each file or part.
-        findings: Problems.
-    """
+    """What is at a `path`: `kind`, `facts` (numbers and texts by name, per file), `findings`."""
 
     path: Path
     kind: Kind
