@@ -102,14 +102,16 @@ def test_hdf5_files_that_say_their_rate(tmp_path):
         open_feature_store(path)
 
 
-def test_a_missing_video(tmp_path, kind):
+@pytest.mark.parametrize("video_id", ["Z", "x" * 1000, "NUL", "aux.x", "C:A", "a\ud800", "a\nb"])
+def test_a_missing_video(tmp_path, kind, video_id):
     store = open_feature_store(write(tmp_path, kind, random_arrays()))
-    assert "Z" not in store
+    assert video_id not in store
     assert 3 not in store
-    with refuses(MissingFeatureError, "expected features of 'Z', got none. Annotat"):
-        store["Z"]
-    with pytest.raises(KeyError):
-        store["Z"]
+    with pytest.raises(KeyError) as caught:
+        store[video_id]
+    with refuses(MissingFeatureError, "expected features of ", ", got none. Annotat"):
+        raise caught.value
+    assert len(str(caught.value)) < 400
 
 
 @pytest.mark.parametrize("video_id", ["../A", "sub/A", "/etc/A", "..", "sub\\A", "A\0", ""])
@@ -129,7 +131,8 @@ def test_ids_stay_inside(tmp_path, kind, video_id):
 @pytest.mark.parametrize(
     ("bad", "text"),
     [
-        (np.ones((2, 4)), "expected features of width 3, as in the rest of the store, got 4"),
+        (np.ones((2, 4)), "expected features of width 3, as in the rest of the store, got 4."),
+        (np.ones((3, 7)), "got 7. The other axis has this size: transpose the features."),
         (np.ones(3), "expected features of shape (T, D) with T >= 1, got (3,)"),
         (np.ones((2, 3, 3)), "T >= 1, got (2, 3, 3)"),
         (np.ones((2, 1, 2, 3)), "T >= 1, got (2, 1, 2, 3)"),
@@ -150,17 +153,14 @@ def test_bad_features_are_named(tmp_path, kind, bad, text):
     assert store["A"].shape == (2, 3)
 
 
-def test_first_video_without_a_width(tmp_path, kind):
-    path = write(tmp_path, kind, {"A": np.ones(3)})
-    with refuses(FeatureError, "A", ": expected features of shape (T, D), got (3,)"):
-        open_feature_store(path)
-
-
-def test_stride_must_be_positive(tmp_path, kind):
+def test_what_is_refused_on_opening(tmp_path, kind):
     path = write(tmp_path, kind, random_arrays())
     for stride in (0, -1, float("nan"), "x"):
         with refuses(ArgumentError, "expected seconds_per_feature in (0, inf)"):
             open_feature_store(path, stride)
+    path = write(tmp_path, kind, {"A": np.ones(3)})
+    with refuses(FeatureError, "A", ": expected features of shape (T, D), got (3,)"):
+        open_feature_store(path)
 
 
 def _sums(store, results, start):
@@ -495,11 +495,14 @@ def test_pooling_keeps_dtype_and_gradient_and_input():
 
 
 def test_a_wrong_stride_is_an_error_that_names_both():
-    features = torch.randn(100, 3)
-    expected = "pool_features: expected features that cover the 30 s of the video, got 100 s (100 "
-    hint = "features of 1 s). They would fit with seconds_per_feature = 0.3."
-    with refuses(FeatureError, f"{expected}{hint}"):
-        pool_features(features, 8, duration=30.0, seconds_per_feature=1.0)
+    features = torch.ones(100, 30)
+    expected = "features that cover the 30 s of the video, got 100 s (100 features of 1 s)."
+    for width, hint in (
+        (3, "They would fit with seconds_per_feature = 0.3."),
+        (30, "The other axis, of size 30, fits: transpose the features."),
+    ):
+        with refuses(FeatureError, f"pool_features: expected {expected} {hint}"):
+            pool_features(features[:, :width], 8, duration=30.0, seconds_per_feature=1.0)
     # Within 2 features, or within 5 %.
     pool_features(features, 8, duration=95.3, seconds_per_feature=1.0)
     pool_features(features, 8, duration=105.2, seconds_per_feature=1.0)
@@ -553,16 +556,6 @@ class TestLinks:
         os.mkfifo(folder / "0.npy")
         with refuses(FileError, "0.npy: it is not a file."):
             open_feature_store(folder)
-
-
-@pytest.mark.parametrize("video_id", ["x" * 1000, "NUL", "aux.x", "C:A", "a\ud800", "a\nb"])
-def test_ids_that_no_system_has_are_asked_for_like_others(tmp_path, kind, video_id):
-    store = open_feature_store(write(tmp_path, kind, random_arrays()))
-    assert video_id not in store
-    with pytest.raises(MissingFeatureError) as caught:
-        store[video_id]
-    assert len(str(caught.value).splitlines()) == 1
-    assert len(str(caught.value)) < 400
 
 
 class TestThreads:
@@ -635,20 +628,3 @@ class TestThreads:
                 stop.set()
             for one in others:
                 one.result(SECONDS)
-
-
-def test_transposed_features_are_told_where_the_other_axis_fits():
-    hint = "The other axis, of size 60, fits: transpose the features."
-    with refuses(FeatureError, "features that cover the 30 s of the video, got 256 s", hint):
-        pool_features(torch.ones(512, 60), 16, duration=30.0, seconds_per_feature=0.5)
-    with refuses(FeatureError, "got 256 s", "They would fit with seconds_per_feature = 0.0586."):
-        pool_features(torch.ones(512, 20), 16, duration=30.0, seconds_per_feature=0.5)
-    pool_features(torch.ones(60, 512), 16, duration=30.0, seconds_per_feature=0.5)
-
-
-def test_one_transposed_video_among_others(tmp_path, kind):
-    store = open_feature_store(write(tmp_path, kind, {"A": np.ones((9, 4)), "B": np.ones((4, 7))}))
-    hint = "The other axis has this size: transpose the features."
-    with refuses(FeatureError, "expected features of width 4, as in the rest of the store", hint):
-        store["B"]
-    assert store["A"].shape == (9, 4)
