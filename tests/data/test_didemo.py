@@ -2,27 +2,15 @@ from itertools import product
 
 import pytest
 from helpers.assertions import refuses
+from helpers.datasets import didemo_record
 from helpers.oracles import interval_iou
 
 from tmapdiff.data import keep_consensus, load_didemo
 from tmapdiff.errors import AnnotationError, ConfigError, FileError
 
 RECORDS = [
-    {
-        "annotation_id": 31,
-        "video": "1@N01_2_ab.mov",
-        "description": "the man\nbends over",
-        "times": [[1, 1], [1, 1], [0, 2], [5, 5]],
-        "num_segments": 6,
-        "dl_link": "https://example.org",
-    },
-    {
-        "annotation_id": 7,
-        "video": "1@N01_3_cd.avi",
-        "description": " a dog. ",
-        "times": [[4, 4], [0, 4], [3, 4], [2, 4], [3, 4], [0, 0], [0, 0]],
-        "num_segments": 5,
-    },
+    didemo_record(31, "1@N01_2_ab.mov", [[1, 1], [1, 1], [0, 2], [5, 5]], 6, "the man\nbends over"),
+    didemo_record(7, "1@N01_3_cd.avi", [[4, 4], [0, 4], [3, 4], [2, 4], [3, 4], [0, 0], [0, 0]], 5),
 ]
 
 
@@ -31,7 +19,7 @@ def test_segments_become_seconds_with_both_ends_included(write):
     assert (first.qid, first.video_id, first.query) == (31, "1@N01_2_ab.mov", "the man bends over")
     assert first.duration == 30.0
     assert first.moments == ((5.0, 10.0), (5.0, 10.0), (0.0, 15.0), (25.0, 30.0))
-    assert (second.query, second.duration, len(second.moments)) == ("a dog.", 25.0, 7)
+    assert (second.query, second.duration, len(second.moments)) == ("a dog", 25.0, 7)
     assert second.moments[1] == (0.0, 25.0)
 
 

@@ -1,5 +1,5 @@
 from helpers.assertions import kinds
-from helpers.datasets import query_line, write_lines
+from helpers.datasets import didemo_record, query_line, write_lines
 from helpers.videos import write_video
 
 from tmapdiff.inspection import inspect
@@ -51,8 +51,8 @@ def test_against_annotations(tmp_path):
     assert kinds(inspect(tmp_path / "videos", path)) == wanted
     assert kinds(inspect(path, tmp_path / "videos")) == wanted
     # DiDeMo describes segments of 5 s in the first 30 s, of which the last may be shorter.
-    record = {"video": "a", "annotation_id": 0, "description": "a door", "num_segments": 6}
-    write_lines(tmp_path / "val_data.json", [[{**record, "times": [[2, 2]]}]])
-    assert set(kinds(inspect(tmp_path / "val_data.json", tmp_path / "videos"))) == {
-        "video without annotations"
-    }
+    annotations = write_lines(
+        tmp_path / "val_data.json", [[didemo_record(video="a", times=[[2, 2]])]]
+    )
+    found = kinds(inspect(annotations, tmp_path / "videos"))
+    assert found.keys() == {"video without annotations"}
