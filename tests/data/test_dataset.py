@@ -97,6 +97,11 @@ def test_cache_reads_a_video_once(cache, reads):
         for index in range(3):
             data[index]
     assert store.reads == reads
+    # The cache does not travel to workers.
+    assert bool(data._pooled) == cache
+    twin = pickle.loads(pickle.dumps(data))
+    assert not twin._pooled
+    assert torch.equal(twin[0].features, data[0].features)
 
 
 @pytest.mark.parametrize("cache", [True, False])
@@ -114,25 +119,14 @@ def test_what_a_user_does_to_a_sample_stays_there(cache):
 
 
 def test_durations_of_one_video_may_differ():
-    items = AnnotationSet(
-        Annotation(qid, "A", "a person", duration, ((0.0, 1.0),))
-        for qid, duration in enumerate((6.0, 5.0))
-    )
+    durations = (6.0, 5.0)
+    items = [Annotation(n, "A", "a person", one, ((0, 1),)) for n, one in enumerate(durations)]
     store = CountingStore()
     store.seconds_per_feature = 1.0
-    data = dataset(items, store)
-    for index, duration in enumerate((6.0, 5.0)):
+    data = dataset(AnnotationSet(items), store)
+    for index, duration in enumerate(durations):
         expected = pool_features(store["A"], 4, duration=duration, seconds_per_feature=1.0)
         assert torch.equal(data[index].features, expected)
-
-
-def test_cache_does_not_travel_to_workers():
-    data = dataset()
-    data[0]
-    assert data._pooled
-    twin = pickle.loads(pickle.dumps(data))
-    assert not twin._pooled
-    assert torch.equal(twin[0].features, data[0].features)
 
 
 @pytest.mark.parametrize("workers", [0])
@@ -168,15 +162,10 @@ def test_to_moves_every_tensor_but_the_lengths_that_the_lstm_reads():
 
 def test_pin_memory_pins_every_tensor(monkeypatch):
     batch = collate_moments([dataset()[1]])
-    if not torch.cuda.is_available():
-        monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor + 1)
-        pinned = batch.pin_memory()
-        assert torch.equal(pinned.features, batch.features + 1)
-        assert torch.equal(pinned.num_words, batch.num_words + 1)
-    else:
-        pinned = batch.pin_memory()
-        assert pinned.features.is_pinned()
-        assert pinned.num_words.is_pinned()
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor + 1)  # needs a GPU
+    pinned = batch.pin_memory()
+    assert torch.equal(pinned.features, batch.features + 1)
+    assert torch.equal(pinned.num_words, batch.num_words + 1)
     assert pinned.qids == batch.qids
 
 
@@ -203,8 +192,6 @@ def test_errors_name_video_and_query(kind, video_id, text):
 def test_bad_arguments():
     with refuses(ArgumentError, "expected at least one annotation, got none. They come"):
         dataset(ANNOTATIONS[:0])
-    with refuses(ArgumentError, "expected num_clips to be an integer >= 1, got 0"):
-        dataset(num_clips=0)
     with refuses(ArgumentError, "with a word, got '?!'. (video 'A', query 7)"):
         dataset(one(query="?!"))
     with refuses(ArgumentError, "expected at least one sample, got none"):
@@ -244,12 +231,6 @@ def test_the_digest_of_queries_tells_them_from_others():
 
 def test_refuses_bad_features_of_words():
     made = {item.query: torch.ones(2, 5) for item in ANNOTATIONS}
-    for vocabulary, features, text in (
-        (None, None, "expected a vocabulary or word_features, got none."),
-        (VOCABULARY, made, "expected a vocabulary or word_features, got both."),
-    ):
-        with refuses(ArgumentError, text):
-            of_features(features, vocabulary)
     where = "(video 'B', query 'q2')"
     for kind, changed, text in (
         (ArgumentError, None, f"word_features of every query, got none of 'it falls.'. {where}"),
@@ -257,11 +238,8 @@ def test_refuses_bad_features_of_words():
         (ShapeError, torch.ones(5), "expected word_features of shape (L, C)"),
         (ArgumentError, torch.full((2, 5), torch.nan), "finite word_features, got NaN or inf"),
     ):
-        features = {key: one for key, one in made.items() if key != "it falls."}
-        if changed is not None:
-            features["it falls."] = changed
         with refuses(kind, text, where):
-            of_features(features)
+            of_features({**made, "it falls.": changed})
 
 
 # Clips of one length: windows and whole videos
@@ -291,11 +269,10 @@ def timed(duration, moments, rate=0.25, **kwargs):
     return dataset(AnnotationSet([item]), SecondsStore(rate), **{"clip_seconds": 1.0, **kwargs})
 
 
-@settings(max_examples=60, deadline=None)
-@given(
-    st.floats(5.1, 30), st.floats(0, 0.8), st.sampled_from([0.2, 0.25, None]), st.integers(0, 99)
-)
-def test_a_window_has_the_features_of_its_seconds(duration, place, rate, seed):
+@settings(max_examples=20, deadline=None)
+@given(st.floats(5.1, 30), st.floats(0, 0.8), st.integers(0, 99))
+@pytest.mark.parametrize("rate", [0.2, 0.25, None])
+def test_a_window_has_the_features_of_its_seconds(rate, duration, place, seed):
     start = place * duration
     moment = (start, min(start + 1.5, duration))
     torch.manual_seed(seed)
@@ -411,6 +388,9 @@ def test_windows_change_and_repeat_with_torch_s_seed():
 @pytest.mark.parametrize(
     ("fields", "text"),
     [
+        ({"vocabulary": None}, "expected a vocabulary or word_features, got none."),
+        ({"word_features": {}}, "expected a vocabulary or word_features, got both."),
+        ({"num_clips": 0}, "expected num_clips to be an integer >= 1, got 0"),
         ({"clip_seconds": 0}, "MomentDataset: expected clip_seconds in (0, inf), got 0."),
         ({"features_per_clip": 0}, "features_per_clip to be an integer >= 1, got 0."),
         ({"clip_multiple": 0}, "clip_multiple to be an integer >= 1, got 0."),
@@ -418,6 +398,6 @@ def test_windows_change_and_repeat_with_torch_s_seed():
         ({"clip_seconds": None, "whole_videos": True}, "expected clip_seconds for whole_videos,"),
     ],
 )
-def test_refuses_bad_windows(fields, text):
+def test_refuses_bad_settings(fields, text):
     with refuses(ArgumentError, text):
         timed(9.0, ((1.0, 2.0),), **fields)
