@@ -3,13 +3,14 @@ from typing import get_args
 
 import pytest
 from helpers.assertions import refuses
-from helpers.datasets import query_line
+from helpers.datasets import charades_row, query_line, write_charades_split
 
 from tmapdiff.data import (
     AnnotationFormat,
     find_annotations,
     load_activitynet_captions,
     load_annotations,
+    load_charades_actions,
     load_charades_sta,
     load_didemo,
     load_moment_jsonl,
@@ -24,16 +25,14 @@ from .test_didemo import RECORDS
 
 
 @pytest.fixture
-def folders(tmp_path, charades):
+def folders(tmp_path):
     places = {name: tmp_path / name for name in get_args(AnnotationFormat)}
     for place in places.values():
         place.mkdir()
     for split in ("train", "test"):
-        charades(["AAAAA 1.0 5.0##a person sits."], split=split)
-        for file in (f"charades_sta_{split}.txt", f"Charades_v1_{split}.csv"):
-            (tmp_path / file).rename(places["charades-sta"] / file)
-        text = (places["charades-sta"] / f"charades_sta_{split}.txt").read_text()
-        (places["vslnet"] / f"charades_sta_{split}.txt").write_text(text)
+        line, row = "AAAAA 1.0 5.0##a person sits.", charades_row("AAAAA")
+        write_charades_split(places["charades-sta"], [line], [row], split)
+        (places["vslnet"] / f"charades_sta_{split}.txt").write_text(line)
         (places["didemo"] / f"{split}_data.json").write_text(json.dumps(RECORDS))
         (places["tacos"] / f"{split}.json").write_text(json.dumps(COOKING))
         (places["moment-jsonl"] / f"my_{split}_release.jsonl").write_text(json.dumps(query_line()))
@@ -70,13 +69,11 @@ def test_splits_of_activitynet_are_2d_tan_s_but_of_vslnet_s_files_its_own(folder
     place = folders["activitynet"]
     names = [(one.path.stem, one.split) for one in find_annotations(place)]
     assert names == [("train", "train"), ("val_1", "val"), ("val_2", "test")]
-    found = find_annotations(place, "vslnet")
-    names = [(one.path.stem, one.split) for one in found]
+    names = [(one.path.stem, one.split) for one in find_annotations(place, "vslnet")]
     assert names == [("train", "train"), ("val_2", "val"), ("val_1", "test")]
-    assert found[-1].load() == load_vslnet(place, "activitynet", "test")
-    assert [one.load() for one in find_annotations(folders["tacos"], "vslnet")] == [
-        load_vslnet(folders["tacos"], "tacos", split) for split in ("train", "test")
-    ]
+    for task, load in (("activitynet", load_activitynet_captions), ("tacos", load_tacos)):
+        for one in find_annotations(folders[task], "vslnet"):
+            assert one.load() == load_vslnet(folders[task], task, one.split) == load(one.path)
 
 
 def test_submissions_and_other_json_are_no_annotations(folders):
@@ -135,3 +132,57 @@ def test_official_files_are_recognised(data_root, folder, format, name):
 def test_addresses_are_not_opened(load):
     with refuses(FileError, "got https://a.org/b. URLs are not supported"):
         load("https://a.org/b")
+
+
+# VSLNet's files
+
+LENGTHS = {"AAAAA": {"subset": "training", "duration": 30.0, "actions": [[1, 0.0, 5.0]]}}
+
+
+def test_vslnet_s_files_of_charades(write):
+    lines = "AAAAA 1.0 2.5##a person sits.", "AAAAA 28.0 31.0##a person stands up."
+    write("charades_sta_train.txt", *lines)
+    root = write("charades.json", LENGTHS).parent
+    found = load_vslnet(root, "charades", "train")
+    rows = [(item.qid, item.video_id, item.query, item.duration, item.moments) for item in found]
+    assert rows == [
+        (0, "AAAAA", "a person sits.", 30.0, ((1.0, 2.5),)),
+        (1, "AAAAA", "a person stands up.", 30.0, ((28.0, 30.0),)),
+    ]
+    assert (found.report.source, found.report.cut_ends) == ("charades_sta_train.txt", 1)
+
+
+@pytest.mark.parametrize(
+    ("line", "lengths", "text"),
+    [
+        ("BBBBB 1 2##x", LENGTHS, "txt line 2: expected a video of charades.json, got 'BBBBB'."),
+        ("AAAAA##x", LENGTHS, "sta_train.txt line 2: expected 'VIDEO START END##sentence'"),
+        ("", {"AAAAA": {"duration": None}}, "json, video 'AAAAA': expected duration to be a num"),
+        ("", 3, "charades.json: expected an object with a field per video, got 3."),
+    ],
+)
+def test_malformed_files_of_vslnet_are_named(write, line, lengths, text):
+    write("charades_sta_train.txt", "AAAAA 1 2##x", line)
+    with refuses(AnnotationError, text):
+        load_vslnet(write("charades.json", lengths).parent, "charades", "train")
+
+
+def test_what_vslnet_has_not_is_refused(tmp_path):
+    with refuses(ConfigError, "load_vslnet: expected task to be one of charades, activitynet, "):
+        load_vslnet(tmp_path, "didemo", "train")
+    with refuses(ConfigError, "load_vslnet: expected split to be one of train, test, got 'val'."):
+        load_vslnet(tmp_path, "charades", "val")
+    with refuses(FileError, "cannot read ", "charades.json: No such file or directory."):
+        load_vslnet(tmp_path, "charades", "test")
+
+
+def test_the_official_files_in_vslnet_s_form(charades_root, data_root, tmp_path):
+    # VSLNet's charades.json has the durations of the csv.
+    videos = load_charades_actions(charades_root, "test")
+    lengths = {video_id: {"duration": video.duration} for video_id, video in videos.items()}
+    (tmp_path / "charades.json").write_text(json.dumps(lengths))
+    name = "charades_sta_test.txt"
+    (tmp_path / name).write_bytes((charades_root / name).read_bytes())
+    expected = load_charades_sta(charades_root, "test")
+    assert load_vslnet(tmp_path, "charades", "test") == expected
+    assert len(load_vslnet(data_root / "tacos", "tacos", "val")) == 4_436
