@@ -1,26 +1,22 @@
+from functools import partial
+
 import pytest
 from helpers.assertions import kinds
 from helpers.datasets import query_line, write_lines
 
 from tmapdiff.inspection import inspect
 
-
-def line(qid, query="a dog runs", vid="one", duration=30.0, windows=((1, 5),)):
-    return query_line(qid, vid, windows, query, duration)
-
-
-def write(path, *lines):
-    return write_lines(path, lines)
+line = partial(query_line, video="one", windows=((1, 5),), query="a dog runs", duration=30.0)
 
 
 def test_facts(tmp_path):
-    path = write(
-        tmp_path / "train.jsonl",
+    two = partial(line, video="two", duration=10.0)
+    lines = [
         line(1),
-        line(2, "two cats", "two", 10.0, [(0, 3), (4, 9)]),
-        line(3, "a dog sleeps all day", "two", 10.0, [(2, 10)]),
-    )
-    found = inspect(path)
+        two(2, query="two cats", windows=[(0, 3), (4, 9)]),
+        two(3, query="a dog sleeps all day", windows=[(2, 10)]),
+    ]
+    found = inspect(write_lines(tmp_path / "train.jsonl", lines))
     assert (found.kind, found.findings) == ("annotations", ())
     assert found.facts == {
         "train.jsonl": {
@@ -51,24 +47,24 @@ def test_facts(tmp_path):
     ],
 )
 def test_each_planted_fault_is_found_and_nothing_else(tmp_path, planted, kind, items):
-    write(tmp_path / "train.jsonl", line(1), *planted)
-    write(tmp_path / "test.jsonl", line(1, vid="another"))
+    write_lines(tmp_path / "train.jsonl", [line(1), *planted])
+    write_lines(tmp_path / "test.jsonl", [line(1, video="another")])
     assert kinds(inspect(tmp_path)) == {kind: items}
 
 
 def test_the_same_words_about_another_moment_are_no_duplicate(tmp_path):
-    path = write(tmp_path / "a.jsonl", line(1), line(2, windows=[(9, 12)]), line(3, vid="two"))
-    assert inspect(path).findings == ()
+    lines = [line(1), line(2, windows=[(9, 12)]), line(3, video="two")]
+    assert inspect(write_lines(tmp_path / "a.jsonl", lines)).findings == ()
 
 
 def test_a_file_without_any_query_left_is_reported(tmp_path):
-    path = write(tmp_path / "{a} {0}.jsonl", line(1, windows=[(5, 5)]))
+    path = write_lines(tmp_path / "{a} {0}.jsonl", [line(1, windows=[(5, 5)])])
     assert set(kinds(inspect(path))) == {"moments left out", "no annotations"}
 
 
 def test_videos_of_training_in_the_test_are_found(tmp_path):
-    write(tmp_path / "train.jsonl", line(1), line(2, vid="two"))
-    write(tmp_path / "test.jsonl", line(1, vid="two"), line(2, vid="three"))
+    write_lines(tmp_path / "train.jsonl", [line(1), line(2, video="two")])
+    write_lines(tmp_path / "test.jsonl", [line(1, video="two"), line(2, video="three")])
     assert kinds(inspect(tmp_path)) == {"shared videos": ("two",)}
     found = inspect(tmp_path / "train.jsonl", tmp_path / "test.jsonl")
     assert kinds(found) == {"shared videos": ("two",)}
@@ -76,7 +72,7 @@ def test_videos_of_training_in_the_test_are_found(tmp_path):
 
 
 def test_a_line_names_the_first_few_and_the_finding_has_all(tmp_path):
-    path = write(tmp_path / "a.jsonl", *(line(n) for n in range(1234)))
+    path = write_lines(tmp_path / "a.jsonl", map(line, range(1234)))
     (finding,) = inspect(path).findings
     assert finding.text.endswith("moments), qids: 1, 2, 3, 4, 5, ...")
     assert "1,233 queries repeat" in finding.text
