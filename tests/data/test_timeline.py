@@ -23,13 +23,10 @@ def exact(**settings):
 def test_is_a_store():
     store = ActionTimelineFeatures(VIDEOS)
     assert isinstance(store, FeatureStore)
-    assert store.feature_dim == 256
-    assert store.seconds_per_feature == 0.25
+    assert (store.feature_dim, store.seconds_per_feature) == (256, 0.25)
     assert "SIMULATED" in store.description
-    assert "A" in store
-    assert "Z" not in store
-    assert store["A"].shape == (40, 256)
-    assert store["A"].dtype == torch.float32
+    assert ("A" in store, "Z" in store) == (True, False)
+    assert (store["A"].shape, store["A"].dtype) == ((40, 256), torch.float32)
     assert store["B"].shape == (1, 256)
     assert torch.equal(pickle.loads(pickle.dumps(store))["A"], store["A"])
     with refuses(MissingFeatureError, "expected one of the 3 videos ", " got 'Z'"):

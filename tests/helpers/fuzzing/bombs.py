@@ -117,17 +117,6 @@ def hdf5_chunk_that_unpacks_to_more(folder: Path) -> None:
         dataset.id.write_direct_chunk((0, 0), packed)
 
 
-@_bomb(_read_all)
-def hdf5_chunk_packed_twice(folder: Path) -> None:
-    with h5py.File(folder / "A.hdf5", "w") as file:
-        properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-        properties.set_chunk((4, 4))
-        properties.set_deflate(9)
-        properties.set_deflate(9)
-        space = h5py.h5s.create_simple((4, 4))
-        h5py.h5d.create(file.id, b"A", h5py.h5t.IEEE_F32LE, space, properties)
-
-
 # Files of a gigabyte that begin as they should; a hole takes no space on the disk.
 _HOLES: dict[str, tuple[str, bytes, Callable[[Path], object]]] = {
     "jsonl_line": ("lines.jsonl", b'{"qid": 1, "query": "', tmapdiff.load_moment_jsonl),
