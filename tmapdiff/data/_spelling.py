@@ -41,7 +41,10 @@ def _spelled(video_id: str, prefix: str | None, suffix: str | None) -> str:
     """Replace the prefix and suffix of an id; None keeps them, "" removes them."""
     if prefix is not None:
         video_id = prefix + video_id.removeprefix(_PREFIX)
-    return video_id if suffix is None else _without_suffix(video_id) + suffix
+    if suffix is not None:
+        old = next((one for one in SUFFIXES if video_id.lower().endswith(one)), "")
+        video_id = video_id[: len(video_id) - len(old)] + suffix
+    return video_id
 
 
 def _in_words(prefix: str | None, suffix: str | None) -> str:
@@ -49,8 +52,3 @@ def _in_words(prefix: str | None, suffix: str | None) -> str:
     if suffix is not None:
         words.append(f"with {suffix!r}" if suffix else "without suffix")
     return " and ".join(words)
-
-
-def _without_suffix(video_id: str) -> str:
-    suffix = next((one for one in SUFFIXES if video_id.lower().endswith(one)), "")
-    return video_id[: len(video_id) - len(suffix)]

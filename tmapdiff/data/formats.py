@@ -204,8 +204,10 @@ def _name_and_split(
     if match := re.fullmatch(r"(train|val|test)_data\.json", name):
         return "didemo", match[1]
     if path.suffix == ".jsonl":
-        is_other = format is None and _is_submission(path)
-        return None if is_other else ("moment-jsonl", _split_in(path.stem))
+        # The first line suffices; the loader reports damage.
+        if format is None and "pred_relevant_windows" in next(text_lines(path), (1, ""))[1]:
+            return None  # a submission
+        return "moment-jsonl", _split_in(path.stem)
     kind = _json_format(path) if path.suffix == ".json" else None
     if kind is not None and format == "vslnet":  # where file names indicate the split
         return ("vslnet", _VSLNET_SPLITS[path.stem]) if path.stem in _VSLNET_SPLITS else None
@@ -219,11 +221,6 @@ def _json_format(path: Path) -> Literal["activitynet", "tacos"] | None:
     if not isinstance(record, dict) or not {"timestamps", "sentences"} <= record.keys():
         return None
     return "tacos" if "fps" in record else "activitynet"
-
-
-def _is_submission(path: Path) -> bool:
-    # The first line suffices; the loader reports damage.
-    return "pred_relevant_windows" in next(text_lines(path), (1, ""))[1]
 
 
 def _split_in(stem: str) -> str | None:

@@ -132,7 +132,10 @@ class SyntheticVideos:
             random = generator_for(video_id)
             video = self.videos[video_id] = _make_video(random, self.frame_rate)
             for one in video.actions:
-                query = _make_sentence(random, one)
+                color, form = one.shape.split()
+                words = _SHAPE_WORDS[form]
+                name = f"{color} {words[random.integers(len(words))]}"
+                query = make_sentence(random, _ACTIONS[one.action], (_DOES, _IS_DOING), name)
                 moments = ((one.start, one.end),)
                 items.append(Annotation(len(items), video_id, query, video.duration, moments))
         self.annotations = made_up(f"synthetic videos ({split}, seed {self.seed})", items)
@@ -385,10 +388,3 @@ def _act(random: np.random.Generator, actor: _Actor, action: str, start: float, 
         values = [still + depth * (1 - k % 2) for k in range(len(times))]
         steps = zip(times.tolist(), values, strict=True)
         actor.change(track, (start, 0), *steps, (end, still))
-
-
-def _make_sentence(random: np.random.Generator, one: ShapeAction) -> str:
-    color, form = one.shape.split()
-    words = _SHAPE_WORDS[form]
-    name = f"{color} {words[random.integers(len(words))]}"
-    return make_sentence(random, _ACTIONS[one.action], (_DOES, _IS_DOING), name)
