@@ -2,6 +2,7 @@ import h5py
 import numpy as np
 import pytest
 from helpers.assertions import kinds, refuses
+from helpers.datasets import query_line, write_lines
 from helpers.videos import write_video
 
 from tmapdiff.errors import ArgumentError, FileError
@@ -19,6 +20,17 @@ def store(tmp_path):
             file[name] = np.tile(RANDOM + index, (1, 1))[: 20 * index].astype(np.float16)
             file[name].attrs["duration"] = 10.0 * index
     return tmp_path / "f.h5"
+
+
+@pytest.fixture
+def queries(tmp_path):
+    """Write a file of queries, each about a whole video, given the videos' durations."""
+
+    def write(name="queries.jsonl", **durations):
+        lines = (query_line(one, one, [[0, end]], duration=end) for one, end in durations.items())
+        return write_lines(tmp_path / name, lines)
+
+    return write
 
 
 def test_facts(store):
