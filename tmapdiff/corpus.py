@@ -14,7 +14,14 @@ from typing import Any
 
 import torch
 
-from tmapdiff._core.checks import check_int, first_line, foreign_errors, message, require, shown
+from tmapdiff._core.checks import (
+    check_int,
+    first_line,
+    foreign_errors,
+    message,
+    require,
+    shown,
+)
 from tmapdiff._core.digests import add_tensors
 from tmapdiff._core.files import is_hidden, written_beside
 from tmapdiff._core.limits import TEXT_GROWTH, check_item_bytes

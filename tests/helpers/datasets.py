@@ -22,6 +22,18 @@ def query_line(
     return {**about, "relevant_windows": windows}
 
 
+def didemo_record(
+    number: int = 0,
+    video: str = "v",
+    times: Sequence[Sequence[int]] = ((0, 0),),
+    segments: int = 6,
+    sentence: str = "a dog",
+) -> dict[str, Any]:
+    """Return a query in the form of DiDeMo."""
+    about = {"annotation_id": number, "video": video, "description": sentence}
+    return {**about, "num_segments": segments, "times": times}
+
+
 def write_lines(path: Path, lines: Iterable[Any]) -> Path:
     """Write lines of JSON."""
     path.parent.mkdir(exist_ok=True)
@@ -80,18 +92,6 @@ def write_charades(
     return folder
 
 
-def didemo_record(
-    number: int = 0,
-    video: str = "v",
-    times: Sequence[Sequence[int]] = ((0, 0),),
-    segments: int = 6,
-    sentence: str = "a dog",
-) -> dict[str, Any]:
-    """Return a query in the form of DiDeMo."""
-    about = {"annotation_id": number, "video": video, "description": sentence}
-    return {**about, "num_segments": segments, "times": times}
-
-
 def write_didemo(folder: Path) -> Path:
     """DiDeMo with average_fc7.h5; every other video ends after five of its six segments."""
     folder.mkdir(exist_ok=True)
@@ -106,6 +106,14 @@ def write_didemo(folder: Path) -> Path:
                 video = f"{number}@N01_{split}.mov"
                 file[video] = features
                 times = [[1, 1], [1, 1], [0, 1], [segments - 1, segments - 1]]
-                records.append(didemo_record(number, video, times, segments, "a dog runs."))
+                records.append(
+                    {
+                        "annotation_id": number,
+                        "video": video,
+                        "description": "a dog runs.",
+                        "times": times,
+                        "num_segments": segments,
+                    }
+                )
             (folder / f"{split}_data.json").write_text(json.dumps(records))
     return folder

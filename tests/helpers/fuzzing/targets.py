@@ -24,7 +24,7 @@ import yaml
 from accelerate.state import AcceleratorState
 from helpers.corpora import make_corpus
 from helpers.crash_run import make_trainer
-from helpers.datasets import didemo_record, query_line, write_charades
+from helpers.datasets import write_charades
 from helpers.fuzzing.mutations import mutate
 from helpers.migration import EXPERIMENT
 from helpers.text_encoders import save_two_towers, tiny_text_encoder
@@ -134,8 +134,13 @@ def _saved(save: Callable[..., None], *values: Any, **options: Any) -> bytes:
 
 
 def _npy_seeds(folder: Path) -> list[Files]:
-    arrays = [_array(), _array().astype(">f8"), np.asfortranarray(_array())]
-    arrays += [_array()[:, None, None].astype(np.float16), (_array() * 100).astype(np.int16)]
+    arrays = (
+        _array(),
+        _array().astype(">f8"),
+        np.asfortranarray(_array()),
+        _array()[:, None, None].astype(np.float16),
+        (_array() * 100).astype(np.int16),
+    )
     stated = {"attributes": {"seconds_per_feature": 0.5}, "videos": {"A": {"source": "A.mp4"}}}
     return [
         {
@@ -189,9 +194,17 @@ def _json(value: object) -> bytes:
 
 
 def _jsonl_seeds(folder: Path) -> list[Files]:
-    fields = {"windows": [[72.5, 82], [84, 94]], "query": "patriots takes us.", "duration": 150}
-    answers = {"pred_relevant_windows": [[72, 82, 0.9], [84, 94.5, 0.1]]}
-    records = [query_line(9769 + i, f"j7rJ_{i}.0_360.0", **fields) | answers for i in range(4)]
+    records = [
+        {
+            "qid": 9769 + i,
+            "query": "some military patriots takes us through their safety procedures.",
+            "duration": 150,
+            "vid": f"j7rJstUseKg_{i}.0_360.0",
+            "relevant_windows": [[72.5, 82], [84, 94]],
+            "pred_relevant_windows": [[72, 82, 0.9], [84, 94.5, 0.1]],
+        }
+        for i in range(4)
+    ]
     return [{"lines.jsonl": "".join(json.dumps(one) + "\n" for one in records).encode()}]
 
 
@@ -234,8 +247,16 @@ def _check_activitynet(folder: Path) -> None:
 
 
 def _didemo_seeds(folder: Path) -> list[Files]:
-    times = [[0, 1], [0, 0], [1, 4]]
-    records = [didemo_record(i, f"{one}.mov", times, 6 - i % 2) for i, one in enumerate(_VIDEOS)]
+    records = [
+        {
+            "annotation_id": i,
+            "video": f"{one}.mov",
+            "description": "the dog jumps",
+            "num_segments": 6 - i % 2,
+            "times": [[0, 1], [0, 0], [1, 4]],
+        }
+        for i, one in enumerate(_VIDEOS)
+    ]
     return [{"train_data.json": _json(records)}]
 
 
