@@ -16,10 +16,16 @@ KINDS = ("SizeLimitError", "ConfigError", "CheckpointError", "ArgumentError")
 @pytest.mark.process
 def test_bombs_take_no_memory():
     path = os.pathsep.join([str(TESTS), str(TESTS.parent), os.environ.get("PYTHONPATH", "")])
-    command = [sys.executable, "-m", "helpers.fuzzing.bombs"]
-    options = {"text": True, "timeout": 300, "cwd": TESTS}
-    told = subprocess.check_output(command, env={**os.environ, "PYTHONPATH": path}, **options)
-    outcomes = [json.loads(line) for line in told.splitlines()]
+    done = subprocess.run(
+        [sys.executable, "-m", "helpers.fuzzing.bombs"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        cwd=TESTS,
+        env={**os.environ, "PYTHONPATH": path},
+    )
+    assert done.returncode == 0, done.stderr
+    outcomes = [json.loads(line) for line in done.stdout.splitlines()]
     assert [name for name, *_ in outcomes] == list(BOMBS)
     for name, kind, text, taken in outcomes:
         kinds = ("VideoError",) if name.startswith("video") else KINDS
