@@ -29,14 +29,10 @@ StoreFormat = Literal["hdf5", "npy", "npz", "pt"]
 
 @dataclass(frozen=True)
 class ConversionReport:
-    """Result of `convert_features`.
+    """The new store at `path` in a `format`, and what became of the videos.
 
-    Attributes:
-        path: The new store.
-        format: Its format.
-        converted: Ids of videos whose features were written.
-        kept: Ids of videos whose features already existed.
-        skipped: Videos with unusable features, or with an id that contains `/` or the like.
+    The features of `converted` were written, and those of `kept` existed; `skipped` have unusable
+    features, or an id that contains `/` or the like.
     """
 
     path: Path

@@ -19,12 +19,9 @@ _WINDOWS, _SALIENCY = "pred_relevant_windows", "pred_saliency_scores"
 
 @dataclass(frozen=True)
 class Prediction:
-    """Ranked moments of one query.
+    """Ranked moments of one `query`, the `qid` of its dataset, in the video `video_id`.
 
     Attributes:
-        qid: Id of the query in its dataset.
-        query: The sentence.
-        video_id: Id of the video.
         windows: `(start, end, score)` in seconds, best first; none if it is not in the video.
         saliency: Score of each clip of 2 s, higher for better fits, or None.
 

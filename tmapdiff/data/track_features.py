@@ -181,15 +181,7 @@ class TextTrackFeatures:
         return video_id in self.tracks
 
     def __getitem__(self, video_id: str) -> Tensor:
-        """Return the features of a video.
-
-        Shape:
-            - returns: (T, D) float32
-
-        Raises:
-            MissingFeatureError: If the video has no track.
-            TmapdiffError: As `load_text_track` and `encode_text_track`.
-        """
+        """Return the features of a video, with errors as of `cues` and `encode_text_track`."""
         return encode_text_track(
             self.cues(video_id),
             self.encoder,
