@@ -177,23 +177,21 @@ def _attended(
     query: Tensor, key: Tensor, value: Tensor, seen: Tensor | None, dropout: float
 ) -> Tensor:
     if is_transformed(query, key, value):
-        return F.dropout(_shares(query, key, seen), dropout) @ value
+        return _plainly_attended(query, key, value, seen, dropout)
     result = F.scaled_dot_product_attention(query, key, value, seen, dropout)
     if dropout:  # its mask cannot be redrawn, so torch refuses second derivatives
         return result
     return with_second_gradient(result, _plainly_attended, query, key, value, seen)
 
 
-def _plainly_attended(query: Tensor, key: Tensor, value: Tensor, seen: Tensor | None) -> Tensor:
-    return _shares(query, key, seen) @ value
-
-
-def _shares(query: Tensor, key: Tensor, seen: Tensor | None) -> Tensor:
-    """Return attention weights; torch's fused attention only has first derivatives."""
+def _plainly_attended(
+    query: Tensor, key: Tensor, value: Tensor, seen: Tensor | None, dropout: float = 0.0
+) -> Tensor:
+    """Attend in plain operations, as torch's fused attention has only first derivatives."""
     scores = query @ key.mT / query.shape[-1] ** 0.5
     if seen is not None:
         scores = scores.masked_fill(~seen, -torch.inf)
-    return scores.softmax(dim=-1)
+    return F.dropout(scores.softmax(dim=-1), dropout) @ value
 
 
 def _tokens(maps: Tensor) -> Tensor:

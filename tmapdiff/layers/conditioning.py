@@ -42,13 +42,8 @@ class ConcatConditioning(nn.Module):
         super().__init__()
         who = "ConcatConditioning"
         self.feature_channels = check_int(who, "feature_channels", feature_channels, at_least=1)
-        self.channels = check_int(who, "channels", channels, at_least=1)
+        self.out_channels = check_int(who, "channels", channels, at_least=1) + feature_channels
         self.embed = MaskedEmbed(1, channels)
-
-    @property
-    def out_channels(self) -> int:
-        """Channels of the result."""
-        return self.channels + self.feature_channels
 
     def forward(self, noisy: Tensor, features: Tensor, mask: Tensor | None = None) -> Tensor:
         """Embed and concatenate; see the class."""
@@ -117,15 +112,10 @@ class MultiplyConditioning(nn.Module):
         super().__init__()
         who = "MultiplyConditioning"
         self.feature_channels = check_int(who, "feature_channels", feature_channels, at_least=1)
-        self.channels = check_int(who, "channels", channels, at_least=1)
+        self.out_channels = check_int(who, "channels", channels, at_least=1)
         self.product = check_choice(who, "product", product, get_args(Product))
         self.embed = PointwiseConv2d(1, channels)
         self.project = PointwiseConv2d(feature_channels, channels)
-
-    @property
-    def out_channels(self) -> int:
-        """Channels of the result."""
-        return self.channels
 
     def forward(self, noisy: Tensor, features: Tensor, mask: Tensor | None = None) -> Tensor:
         """Embed, project and multiply; see the class."""

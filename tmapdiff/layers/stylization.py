@@ -159,17 +159,11 @@ class NoStylization(nn.Module):
         """Return `x` unchanged."""
         return x
 
+    branch = residual = forward
+
     def project_time(self, time_embedding: Tensor | None) -> Tensor:
         """Return an empty style."""
         return torch.empty(0)
-
-    def branch(self, x: Tensor, style: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Return `x` unchanged."""
-        return x
-
-    def residual(self, x: Tensor, style: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Return `x` unchanged."""
-        return x
 
 
 def add_style(

@@ -16,7 +16,13 @@ from tmapdiff.maps import MapGrid
 from tmapdiff.models._base import answering
 from tmapdiff.models.decoder import MapDiffusionDecoder
 from tmapdiff.models.encoder import MultimodalEncoder
-from tmapdiff.models.map_localizer import Generators, MapLocalizer, Ranking, check_generators
+from tmapdiff.models.map_localizer import (
+    Generators,
+    MapLocalizer,
+    Query,
+    Ranking,
+    check_generators,
+)
 from tmapdiff.models.protocols import (
     DenoisingRun,
     MapDecoder,
@@ -190,22 +196,11 @@ class MomentLocalizer(MapLocalizer):
     # Training
 
     @override
-    def loss(
-        self,
-        features: Tensor,
-        words: Tensor,
-        num_words: Tensor,
-        moments: Tensor,
-        clip_seconds: Tensor,
-        num_moments: Tensor | None = None,
-        num_clips: Tensor | None = None,
-        generator: Generators = None,
-    ) -> Tensor:
-        grid = self.grid_of(features, num_clips)
-        iou = self._ious(grid, moments, clip_seconds, num_moments, num_clips)
+    def _loss(self, iou: Tensor, grid: MapGrid, query: Query, generator: Generators) -> Tensor:
+        *_, num_clips = query
         target = self.objective.target(iou)
         noisy, timesteps = self._corrupt(target, generator)
-        map_features = self.encoder(features, words, num_words, num_clips)
+        map_features = self.encoder(*query)
         scores = self.predict_scores(noisy, timesteps, map_features, num_clips)
         return self.objective(scores, target, grid.packed_mask(target.device, num_clips))
 
@@ -214,20 +209,12 @@ class MomentLocalizer(MapLocalizer):
         batch, device, last = len(target), target.device, len(self.scheduler) - 1
         if self.config.deterministic:
             return torch.zeros_like(target), torch.full((batch,), last, device=device)
-        check_generators("MomentLocalizer.loss", generator, batch)
-        generators: list[torch.Generator | None]
-        if generator is None or isinstance(generator, torch.Generator):
-            generators = [generator]
-        else:
-            generators = list(generator) or [None]  # an empty batch
+        generators = check_generators("MomentLocalizer.loss", generator, batch)
         rows = batch // len(generators)  # per generator
 
         def draw(function: Callable[..., Tensor], *shape: int, **options: Any) -> Tensor:
-            drawn = [
-                function(rows, *shape, device=device, generator=one, **options)
-                for one in generators
-            ]
-            return torch.cat(drawn)
+            each = {"device": device, **options}
+            return torch.cat([function(rows, *shape, generator=one, **each) for one in generators])
 
         noise = draw(torch.randn, target.shape[1], dtype=target.dtype)
         timesteps = self._timesteps_of(draw(torch.rand))
@@ -265,6 +252,7 @@ class MomentLocalizer(MapLocalizer):
     @answering
     @override
     def predict_maps(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Predict the mean of the samples; `args` and `kwargs` are those of `predict_samples`."""
         return self.predict_samples(*args, **kwargs).mean(dim=1)
 
     @answering
@@ -276,16 +264,13 @@ class MomentLocalizer(MapLocalizer):
         num_words: Tensor,
         num_clips: Tensor | None = None,
         *,
-        num_inference_steps: int | None = None,
         num_samples: int | None = None,
-        eta: float = 0.0,
-        generator: Generators = None,
-        callback: StepCallback | None = None,
+        **sampling: Any,
     ) -> Tensor:
         """Sample `num_samples` maps of each query. Defaults to the configured number.
 
-        `features`, `words`, `num_words` and `num_clips` are as for `localize`,
-        `num_inference_steps`, `eta`, `generator` and `callback` as for `sample_maps`.
+        `features`, `words`, `num_words` and `num_clips` are as for `localize`, `**sampling` as for
+        `draw_samples`.
 
         Shape:
             - returns: (B, num_samples, cells), 0 in invalid cells
@@ -295,15 +280,9 @@ class MomentLocalizer(MapLocalizer):
             ArgumentError: If a sentence is empty, or an argument is out of range.
         """
         self.grid_of(features, num_clips).check_num_clips(num_clips, wait=True)
-        return self.draw_samples(
-            self.encoder(features, words, num_words, num_clips),
-            self.config.num_samples if num_samples is None else num_samples,
-            num_clips=num_clips,
-            num_inference_steps=num_inference_steps,
-            eta=eta,
-            generator=generator,
-            callback=callback,
-        )
+        maps = self.encoder(features, words, num_words, num_clips)
+        count = self.config.num_samples if num_samples is None else num_samples
+        return self.draw_samples(maps, count, num_clips=num_clips, **sampling)
 
     @answering
     def draw_samples(

@@ -34,17 +34,8 @@ class ConvMapDecoder(nn.Module):
     The noisy map is combined with the map features. A stylization block ("fusion") follows, then
     gated convolutions, each with a stylization block ("conv"), then a 1x1 head.
 
-    Args:
-        feature_channels: Channels of the map features.
-        channels: Channels of the hidden layers.
-        time_channels: Channels of the time embedding.
-        kernel_sizes: Kernel of each convolution, first to last.
-        conditioning: As for `MapDiffusionDecoder`, except `cross-attention`.
-        gate: As for `GatedConv2d`.
-        stylization: Which stylization blocks to use.
-        norm: As for `StylizationBlock`.
-        num_groups: As for `StylizationBlock`.
-        dropout: As for `StylizationBlock`.
+    `feature_channels`, `channels`, `time_channels`, `kernel_sizes`, `conditioning`, `gate`,
+    `stylization`, `norm`, `num_groups` and `dropout` are as for `MapDiffusionDecoder`.
 
     Shape:
         - noisy: (B, N_k, A)
@@ -114,17 +105,8 @@ class TransformerMapDecoder(nn.Module):
     ("conv", named after `ConvMapDecoder`'s), then a linear head. With `cross-attention`, the layers
     transform the noisy map, which attends to itself and to the map features.
 
-    Args:
-        feature_channels: Channels of the map features.
-        channels: Channels of the hidden layers.
-        time_channels: Channels of the time embedding.
-        num_layers: Transformer layers.
-        num_heads: Attention heads; must divide `channels`.
-        conditioning: As for `MapDiffusionDecoder`.
-        stylization: Which stylization blocks to use.
-        norm: As for `StylizationBlock`.
-        num_groups: As for `StylizationBlock`.
-        dropout: Share of activations dropped in training.
+    `feature_channels`, `channels`, `time_channels`, `num_layers`, `num_heads`, `conditioning`,
+    `stylization`, `norm`, `num_groups` and `dropout` are as for `MapDiffusionDecoder`.
 
     Shape:
         - noisy: (B, T)

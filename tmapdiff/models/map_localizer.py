@@ -43,19 +43,21 @@ from tmapdiff.models.protocols import (
 )
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
+Query = tuple[Tensor, Tensor, Tensor, Tensor | None]  # features, words, num_words, num_clips
 Ranking = Literal["nms", "expected-hits", "nms-then-expected-hits"]
 AnswerKind = Literal["ranked", "set"]
 
 
-def check_generators(who: str, generator: Any, count: int) -> None:
-    """Raise unless `generator` is a generator, a list of `count` generators, or None."""
+def check_generators(who: str, generator: Any, count: int) -> list[torch.Generator | None]:
+    """Return a list of the generator or None, or of `count` generators; raise if it is neither."""
     if generator is None or isinstance(generator, torch.Generator):
-        return
+        return [generator]
     several = isinstance(generator, list | tuple)
     if not several or not all(isinstance(one, torch.Generator) for one in generator):
         expected = "generator to be a torch.Generator or a list of them"
         raise ArgumentError(message(who, expected, repr(generator)))
     check_length(who, "generator", generator, count)
+    return list(generator) or [None]  # for an empty batch
 
 
 def check_sampling(who: str, *, ranking: Any, seed: Any, **counts: Any) -> None:
@@ -129,8 +131,8 @@ class Localization:
 class MapLocalizer(MapModel):
     """Base of the models that score every candidate moment for a query.
 
-    A subclass sets `encoder` and calls `_set_up` in its constructor, and implements `loss` and
-    `predict_maps`.
+    A subclass sets `encoder` and calls `_set_up` in its constructor, and implements `_loss` and
+    `_predict`.
     """
 
     encoder: MultimodalEncoder  # or any `MapEncoder`
@@ -214,6 +216,11 @@ class MapLocalizer(MapModel):
             ArgumentError: If a sentence is empty, a moment is invalid (see `IoUMapBuilder`), or
                 `num_clips` is out of range.
         """
+        grid = self.grid_of(features, num_clips)
+        iou = self._ious(grid, moments, clip_seconds, num_moments, num_clips)
+        return self._loss(iou, grid, (features, words, num_words, num_clips), generator)
+
+    def _loss(self, iou: Tensor, grid: MapGrid, query: Query, generator: Generators) -> Tensor:
         raise NotImplementedError
 
     def check_values(
@@ -301,15 +308,28 @@ class MapLocalizer(MapModel):
         """Call `loss` with `args` and `kwargs`."""
         return self.loss(*args, **kwargs)
 
-    def predict_maps(self, *args: Any, **kwargs: Any) -> Tensor:
+    @answering
+    def predict_maps(
+        self,
+        features: Tensor,
+        words: Tensor,
+        num_words: Tensor,
+        num_clips: Tensor | None = None,
+        **sampling: Any,
+    ) -> Tensor:
         """Predict the map that the objective learns.
 
-        `*args` are `features`, `words`, `num_words` and, if videos differ in length, `num_clips`,
-        as for `localize`. `**kwargs` are the sampling options of a generative model.
+        `features`, `words`, `num_words` and `num_clips` are as for `localize`; `**sampling` are the
+        sampling options of a generative model.
 
         Shape:
             - returns: (B, cells), 0 in invalid cells
         """
+        grid = self.grid_of(features, num_clips)
+        grid.check_num_clips(num_clips, wait=True)
+        return self._predict(grid, (features, words, num_words, num_clips), **sampling)
+
+    def _predict(self, *args: Any, **kwargs: Any) -> Tensor:
         raise NotImplementedError
 
     def predict_samples(self, *args: Any, **kwargs: Any) -> Tensor:

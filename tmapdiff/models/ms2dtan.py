@@ -15,9 +15,9 @@ from tmapdiff.errors import CheckpointError
 from tmapdiff.layers import GatedConv2dStack
 from tmapdiff.layers.gated_conv import Gate
 from tmapdiff.layers.pointwise import PointwiseConv2d
-from tmapdiff.models._base import answering
+from tmapdiff.maps import MapGrid
 from tmapdiff.models.encoder import MultimodalEncoder
-from tmapdiff.models.map_localizer import Generators, MapLocalizer, Ranking
+from tmapdiff.models.map_localizer import Generators, MapLocalizer, Query, Ranking
 
 
 class MS2DTAN(MapLocalizer):
@@ -109,39 +109,17 @@ class MS2DTAN(MapLocalizer):
         return scores
 
     @override
-    def loss(
-        self,
-        features: Tensor,
-        words: Tensor,
-        num_words: Tensor,
-        moments: Tensor,
-        clip_seconds: Tensor,
-        num_moments: Tensor | None = None,
-        num_clips: Tensor | None = None,
-        generator: Generators = None,
-    ) -> Tensor:
+    def _loss(self, iou: Tensor, grid: MapGrid, query: Query, generator: Generators) -> Tensor:
         # Sum of the losses of all scales.
-        grid = self.grid_of(features, num_clips)
-        iou = self._ious(grid, moments, clip_seconds, num_moments, num_clips)
-        target, mask = self.objective.target(iou), grid.packed_mask(iou.device, num_clips)
-        scores = grid.pack(self.score(features, words, num_words, num_clips))
+        target, mask = self.objective.target(iou), grid.packed_mask(iou.device, query[-1])
+        scores = grid.pack(self.score(*query))
         parts = (one.split(grid.cells_per_scale, dim=-1) for one in (scores, target, mask))
         return torch.stack([self.objective(*scale) for scale in zip(*parts, strict=True)]).sum()
 
-    @answering
     @override
-    def predict_maps(
-        self,
-        features: Tensor,
-        words: Tensor,
-        num_words: Tensor,
-        num_clips: Tensor | None = None,
-    ) -> Tensor:
-        grid = self.grid_of(features, num_clips)
-        grid.check_num_clips(num_clips, wait=True)
-        scores = grid.pack(self.score(features, words, num_words, num_clips)).float()
-        maps = self.objective.activation(scores)
-        return maps.masked_fill(~grid.packed_mask(maps.device, num_clips), 0)
+    def _predict(self, grid: MapGrid, query: Query) -> Tensor:
+        maps = self.objective.activation(grid.pack(self.score(*query)).float())
+        return maps.masked_fill(~grid.packed_mask(maps.device, query[-1]), 0)
 
     def load_public_state_dict(self, state_dict: Mapping[str, Tensor]) -> None:
         """Load weights of the public implementation.

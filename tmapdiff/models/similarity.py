@@ -24,9 +24,9 @@ from tmapdiff.maps.contrasts import (
 )
 from tmapdiff.maps.expected_hits import expect_map
 from tmapdiff.maps.multiscale import DistinctMoments, distinct_moments
-from tmapdiff.models._base import MapModel, answering
+from tmapdiff.models._base import MapModel
 from tmapdiff.models.aligned_similarities import Similarities, check_aligned
-from tmapdiff.models.map_localizer import Generators, MapLocalizer, Ranking
+from tmapdiff.models.map_localizer import Generators, MapLocalizer, Query, Ranking
 
 _DEFAULT_CONTRAST = "middle above 0.5"
 _DEFAULT_TEMPERATURE = 0.25
@@ -239,22 +239,11 @@ class SimilarityLocalizer(MapLocalizer):
             return (self.weight.to(cells.dtype)[None, None] @ cells)[:, 0].T
 
     @override
-    def loss(
-        self,
-        features: Tensor,
-        words: Tensor,
-        num_words: Tensor,
-        moments: Tensor,
-        clip_seconds: Tensor,
-        num_moments: Tensor | None = None,
-        num_clips: Tensor | None = None,
-        generator: Generators = None,
-    ) -> Tensor:
+    def _loss(self, iou: Tensor, grid: MapGrid, query: Query, generator: Generators) -> Tensor:
         # Cross-entropy to probabilities proportional to a power of the IoU. It is 0 if no candidate
         # overlaps a moment: scores rank candidates, and do not predict whether there is a moment.
-        grid = self.grid_of(features, num_clips)
-        iou = self._ious(grid, moments, clip_seconds, num_moments, num_clips)
-        scores = self.score(features, words, num_words, num_clips) / self.temperature
+        *_, num_clips = query
+        scores = self.score(*query) / self.temperature
         candidates = distinct_moments(grid, scores.device)
         logs = _pick(candidates, scores, num_clips, -torch.inf).log_softmax(1)
         wanted = self._wanted(_pick(candidates, iou, num_clips, 0))
@@ -356,18 +345,10 @@ class SimilarityLocalizer(MapLocalizer):
         errors = (maps - self.objective.target(iou)).square().masked_fill(~valid, 0)
         return errors.unflatten(0, (count, -1)).sum((1, 2)).double()
 
-    @answering
     @override
-    def predict_maps(
-        self,
-        features: Tensor,
-        words: Tensor,
-        num_words: Tensor,
-        num_clips: Tensor | None = None,
-    ) -> Tensor:
-        grid = self.grid_of(features, num_clips)
-        grid.check_num_clips(num_clips, wait=True)
-        scores = self.score(features, words, num_words, num_clips) / self.temperature
+    def _predict(self, grid: MapGrid, query: Query) -> Tensor:
+        *_, num_clips = query
+        scores = self.score(*query) / self.temperature
         candidates = distinct_moments(grid, scores.device)
         picked = _pick(candidates, scores, num_clips, -torch.inf)
         maps = self._expect(picked, picked > -torch.inf, candidates)

@@ -433,9 +433,7 @@ class MapScheduler(StrictConfigMixin, SchedulerMixin, ConfigMixin):
 
         if not return_dict:
             return prev_sample, pred_original_sample
-        return MapSchedulerOutput(
-            prev_sample=prev_sample, pred_original_sample=pred_original_sample
-        )
+        return MapSchedulerOutput(prev_sample, pred_original_sample)
 
     def _check_run(
         self,
