@@ -11,15 +11,16 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
-from torch import nn
+from torch import Tensor, nn
 from typing_extensions import Self, override
 
-from tmapdiff._core.checks import foreign_errors, message, short
+from tmapdiff._core.checks import check_length, check_shape, foreign_errors, message, short
 from tmapdiff._core.configs import StrictConfigMixin
 from tmapdiff._core.declared_weights import check_declared_weights
 from tmapdiff._core.files import folder_to_save_in, written_beside
 from tmapdiff.errors import ArgumentError, CheckpointError, ConfigError
 from tmapdiff.kernels.map_conv import KernelSpectra
+from tmapdiff.maps import MapGrid
 
 Given = ParamSpec("Given")
 Model = TypeVar("Model", bound="MapModel")
@@ -206,6 +207,28 @@ def _view(part: nn.Module) -> nn.Module:
             own[name] = KernelSpectra()
     vars(view).update({**vars(part), **own})
     return view
+
+
+def grid_of_maps(
+    who: str,
+    name: str,
+    maps: Any,
+    channels: int,
+    grid: MapGrid,
+    num_clips: Tensor | None,
+    sizes: dict[str, int] | None = None,
+) -> MapGrid:
+    """Check the map features of all scales, and return their grid: without `num_clips`, `grid`."""
+    check_length(who, name, maps, grid.num_scales)
+    if num_clips is not None:
+        check_shape(who, f"{name}[0]", maps[0], "B C N A")
+        grid = grid.resized(maps[0].shape[2])
+    for scale, (rows, columns) in enumerate(grid.shapes):
+        axes = f"B {channels} {rows} {columns}"
+        sizes = check_shape(who, f"{name}[{scale}]", maps[scale], axes, sizes)
+    if num_clips is not None:
+        check_shape(who, "num_clips", num_clips, "B", sizes)
+    return grid
 
 
 def check_safe(who: str, options: Mapping[str, Any]) -> None:

@@ -12,7 +12,6 @@ from tmapdiff._core.checks import (
     check_bool,
     check_choice,
     check_int,
-    check_length,
     check_shape,
     check_sizes,
 )
@@ -22,7 +21,7 @@ from tmapdiff.layers._modules import module_list
 from tmapdiff.layers.gated_conv import Gate
 from tmapdiff.layers.stylization import Norm
 from tmapdiff.maps import MapGrid
-from tmapdiff.models._base import MapModel
+from tmapdiff.models._base import MapModel, grid_of_maps
 from tmapdiff.models.map_decoders import (
     Conditioning,
     ConvMapDecoder,
@@ -236,19 +235,10 @@ class MapDiffusionDecoder(MapModel):
     def _check(
         self, features: Sequence[Tensor] | Tensor, num_clips: Tensor | None
     ) -> tuple[list[Tensor], MapGrid]:
-        who, grid = "MapDiffusionDecoder", self.grid
-        if isinstance(features, Tensor) and grid.num_scales == 1:
+        if isinstance(features, Tensor) and self.grid.num_scales == 1:
             features = [features]
-        check_length(who, "features", features, grid.num_scales)
-        if num_clips is not None:
-            check_shape(who, "features[0]", features[0], "B C N A")
-            grid = grid.resized(features[0].shape[2])
-        sizes: dict[str, int] = {}
-        for scale, (rows, columns) in enumerate(grid.shapes):
-            axes = f"B {self.config.feature_channels} {rows} {columns}"
-            sizes = check_shape(who, f"features[{scale}]", features[scale], axes, sizes)
-        if num_clips is not None:
-            check_shape(who, "num_clips", num_clips, "B", sizes)
+        who, channels = "MapDiffusionDecoder", self.config.feature_channels
+        grid = grid_of_maps(who, "features", features, channels, self.grid, num_clips)
         return list(features), grid
 
     def _sequences(self, grid: MapGrid, device: torch.device) -> tuple[Tensor, ...]:

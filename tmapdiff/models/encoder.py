@@ -25,7 +25,7 @@ from tmapdiff.kernels.masking import fill_invalid
 from tmapdiff.layers._modules import dtype_of, module_list
 from tmapdiff.layers.pointwise import PointwiseConv2d
 from tmapdiff.maps import MapGrid
-from tmapdiff.models._base import MapModel
+from tmapdiff.models._base import MapModel, grid_of_maps
 from tmapdiff.models.aligned import DEFAULT_PARTS, AlignedFusion, AlignedPart, check_parts
 from tmapdiff.models.aligned_similarities import AlignedQuery, check_aligned, check_num_words
 from tmapdiff.models.lstm import PaddedLSTM
@@ -41,16 +41,12 @@ class TextEncoder(nn.Module):
     With `text_channels`, words are features of another model, such as the tokens of
     `TransformersTextEncoder`, and a linear layer replaces the embeddings.
 
+    `vocabulary_size`, `word_channels`, `train_words`, `word_dropout` and `text_channels` are as for
+    `MultimodalEncoder`.
+
     Args:
-        vocabulary_size: Words, including padding (index 0) and the unknown word; None with
-            `text_channels`.
-        word_channels: Channels of a word's embedding.
         channels: Channels of the result; even.
         num_layers: Layers of the LSTM.
-        train_words: Whether the embeddings are trained.
-        word_dropout: Share of the words that training replaces by the unknown word; features are
-            set to 0.
-        text_channels: Channels of the words, if they are features.
 
     Shape:
         - words: (B, L), integer; (B, L, text_channels) if they are features
@@ -311,7 +307,8 @@ class MultimodalEncoder(MapModel):
         dropout: Share of the clip features dropped in training.
         map_layer: `conv` or `max-pool`, see `MapFeatureBuilder`.
         features_per_clip: Feature rows per clip, averaged after the first linear layer.
-        word_dropout: As for `TextEncoder`.
+        word_dropout: Share of the words that training replaces by the unknown word; features are
+            set to 0.
         text_channels: Channels of the words, if they are features of another model, such as the
             tokens of `TransformersTextEncoder`, or its sentences as one word each.
         aligned: Whether clip and word features share a space. If features of several spaces are
@@ -490,19 +487,11 @@ class MultimodalEncoder(MapModel):
     ) -> list[Tensor]:
         who, channels = "MultimodalEncoder.fuse", self.config.channels
         sizes = check_shape(who, "sentence", sentence, f"B {channels}")
-        check_length(who, "video_maps", video_maps, self.grid.num_scales)
-        grid = self.grid
-        if num_clips is not None:
-            check_shape(who, "num_clips", num_clips, "B", sizes)
-            check_shape(who, "video_maps[0]", video_maps[0], f"B {channels} N A", sizes)
-            grid = grid.resized(video_maps[0].shape[2])
-        fused = []
-        for scale, (rows, columns) in enumerate(grid.shapes):
-            one = video_maps[scale]
-            check_shape(who, f"video_maps[{scale}]", one, f"B {channels} {rows} {columns}", sizes)
-            mask = grid.mask(scale, one.device, num_clips)
-            fused.append(unit_product(one, sentence, mask))
-        return fused
+        grid = grid_of_maps(who, "video_maps", video_maps, channels, self.grid, num_clips, sizes)
+        return [
+            unit_product(one, sentence, grid.mask(scale, one.device, num_clips))
+            for scale, one in enumerate(video_maps)
+        ]
 
     def forward(
         self,

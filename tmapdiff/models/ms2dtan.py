@@ -26,15 +26,13 @@ class MS2DTAN(MapLocalizer):
     The published configuration for Charades-STA has 512 channels, two layers of 17x17 kernels, and
     map features by convolution. `map_layer="max-pool"` in `encoder_config` is the other variant.
 
+    `nms_threshold`, `ranking` and `presence_weights` are as for `MomentLocalizer`.
+
     Args:
         encoder_config: Fields of the `MultimodalEncoder`; its channels are those of all layers.
         kernel_sizes: Kernel of each gated convolution, first to last; odd.
         gate: As for `GatedConv2d`.
         objective: What is learned, see `tmapdiff.losses.get_objective`.
-        nms_threshold: Only for `nms`: highest IoU that two returned moments may have.
-        ranking: How moments are read off the map, see `localize`.
-        presence_weights: Weights of `presence`, as fitted by `tmapdiff.evaluation.fit_presence`.
-            Defaults to none.
 
     Raises:
         ConfigError: If a field or choice is unknown, or a kernel is even.
@@ -135,17 +133,10 @@ class MS2DTAN(MapLocalizer):
         Source: MS-2D-TAN in github.com/microsoft/VideoX (MIT license).
         """
         who = "MS2DTAN.load_public_state_dict"
-        renamed: dict[str, Tensor] = {}
-        unknown = []
-        for name, tensor in state_dict.items():
-            ours = _our_name(name.removeprefix("module."))
-            if ours is None:
-                unknown.append(name)
-            else:
-                renamed[ours] = tensor
-        if unknown:
+        ours = {name: _our_name(name.removeprefix("module.")) for name in state_dict}
+        if unknown := [name for name, own in ours.items() if own is None]:
             raise CheckpointError(f"{who}: it has unknown weights: {_listed(unknown)}.")
-        renamed = _join_gates(renamed)
+        renamed = _join_gates({str(own): state_dict[name] for name, own in ours.items()})
         if "encoder.clip_encoder.weight" in renamed:  # a convolution over one clip
             weight = renamed["encoder.clip_encoder.weight"]
             renamed["encoder.clip_encoder.weight"] = weight.flatten(1)

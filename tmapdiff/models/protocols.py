@@ -125,14 +125,9 @@ def begin_run(
 
 
 def _prepares_its_calls(decoder: nn.Module) -> bool:
-    if not is_plain(decoder, type(decoder)):
-        return False
-    for owner in type(decoder).__mro__:
-        if "prepare" in vars(owner):
-            return True
-        if "forward" in vars(owner):  # overridden without `prepare`
-            return False
-    return False
+    owners = [one for one in type(decoder).__mro__ if {"prepare", "forward"} & vars(one).keys()]
+    # A subclass may override `forward` without `prepare`.
+    return is_plain(decoder, type(decoder)) and "prepare" in vars(owners[0])
 
 
 _REGISTERED: dict[str, Any] = {}

@@ -42,17 +42,12 @@ class SimilarityEncoder(MapModel):
     Features of clips and words must share a space, like those of CLIP, SigLIP, or one sentence
     encoder for captions and queries.
 
+    `num_clips`, `num_anchors`, `num_scales`, `clip_channels`, `features_per_clip`, `spaces`,
+    `words` and `smoothings` are as for `SimilarityLocalizer`.
+
     Args:
-        num_clips: Clips of the finest scale.
-        num_anchors: Durations per scale.
-        num_scales: Number of scales.
-        clip_channels: Channels of the clip features.
         text_channels: Channels of the word features; `clip_channels`, which is the default.
         vocabulary_size: None, as words are features.
-        features_per_clip: Feature rows per clip.
-        spaces: Channels of each space, if features of several spaces are concatenated.
-        words: Whether to compare each word in addition to their mean.
-        smoothings: As for `contrast_features`.
 
     Raises:
         ArgumentError, ConfigError: If a size is too small or does not divide, or word features do
@@ -149,6 +144,8 @@ class SimilarityLocalizer(MapLocalizer):
     In the default grid, every moment of up to 32 clips is a candidate; longer ones have steps of
     two clips. Grids of more than 2,048 candidates are slower, as their tables are not cached.
 
+    `nms_threshold`, `ranking` and `presence_weights` are as for `MomentLocalizer`.
+
     Args:
         clip_channels: Channels of the features, of clips and of words.
         num_clips: Clips of the finest scale.
@@ -162,10 +159,6 @@ class SimilarityLocalizer(MapLocalizer):
         target_power: In `fit`, a candidate's target probability is proportional to its IoU to
             this power.
         objective: Defines the target map (`tmapdiff.losses.get_objective`); its loss is not used.
-        nms_threshold: Only for `nms`: highest IoU that two returned moments may have.
-        ranking: How moments are read off the map, see `localize`.
-        presence_weights: Weights of `presence`, as fitted by `tmapdiff.evaluation.fit_presence`.
-            Defaults to none.
 
     Raises:
         ArgumentError, ConfigError: If a number is out of range or a choice unknown.

@@ -135,7 +135,10 @@ class TransformersTextEncoder(nn.Module):
         with foreign_errors(CheckpointError, f"{who}: cannot encode with {name}"):
             positions = getattr(config, "max_position_embeddings", None) or _MAX_TOKENS
             self.max_tokens = min(positions, tokenizer.model_max_length, _MAX_TOKENS)
-            self._check_tokens(config.vocab_size)
+            largest = max(tokenizer.get_vocab().values(), default=0)
+            if largest >= config.vocab_size:
+                expected = f"a tokenizer with the model's {config.vocab_size} tokens"
+                raise CheckpointError(message(who, expected, f"one with token {largest}"))
             vector, tokens = self._encode(["a"])[0]
             self.sentence_channels: int = vector.shape[0]
             self.token_channels: int = tokens.shape[1]
@@ -194,21 +197,18 @@ class TransformersTextEncoder(nn.Module):
         for start in range(0, len(new), self.batch_size):
             batch = new[start : start + self.batch_size]
             known.update(zip(batch, self._encode(batch), strict=True))
-        self._remember(known)
+        with _LOCK:
+            for sentence, features in known.items():
+                self._cache.pop(sentence, None)
+                self._cache[sentence] = features  # moves it to the end
+            while len(self._cache) > self.cache_size:
+                del self._cache[next(iter(self._cache))]
         tokens = [known[one][1] for one in sentences]
         return SentenceFeatures(
             torch.stack([known[one][0] for one in sentences]),
             pad_sequence(tokens, batch_first=True),
             torch.tensor([len(one) for one in tokens]),
         )
-
-    def _remember(self, used: dict[str, tuple[Tensor, Tensor]]) -> None:
-        with _LOCK:
-            for sentence, features in used.items():
-                self._cache.pop(sentence, None)
-                self._cache[sentence] = features  # moves it to the end
-            while len(self._cache) > self.cache_size:
-                del self._cache[next(iter(self._cache))]
 
     @torch.no_grad()
     def _encode(self, sentences: list[str]) -> list[tuple[Tensor, Tensor]]:
@@ -259,13 +259,6 @@ class TransformersTextEncoder(nn.Module):
             got = f"{cut} longer ones, whose ends are ignored: {shown(sentences[longest])}"
             warnings.warn(message(type(self).__name__, expected, got), stacklevel=4)
         return tokens
-
-    def _check_tokens(self, known: int) -> None:
-        largest = max(self.tokenizer.get_vocab().values(), default=0)
-        if largest >= known:
-            expected = f"a tokenizer with the model's {known} tokens"
-            got = f"one with token {largest}"
-            raise CheckpointError(message(type(self).__name__, expected, got))
 
 
 def _other_vectors(who: str, name: str) -> list[str]:
