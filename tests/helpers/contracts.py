@@ -17,6 +17,8 @@ import torch
 from helpers.assertions import assert_close, assert_same, assert_zero, refuses
 from torch import Tensor, nn
 
+from tmapdiff.errors import ShapeError
+
 Inputs = dict[str, Any]  # a tensor or a list of tensors by the name of the argument
 
 
@@ -234,6 +236,7 @@ def assert_second_gradients(
 class ModuleContract:
     """Tests of any module."""
 
+    who: ClassVar[str] = ""  # refuses wrong inputs, if it is not the module's own class
     shared_inputs: ClassVar[set[str]] = {"mask"}  # one for all samples
     compile_backend: ClassVar[str] = "aot_eager"
     seed: ClassVar[int] = 0  # of the weights
@@ -251,8 +254,11 @@ class ModuleContract:
         first, *_ = self.inputs(batch).values()
         return [tuple(first.shape)]
 
-    def refused(self) -> list[tuple[Inputs, type[Exception], str]]:
-        """Inputs that replace good ones of batch 2, the error, and a part of its text."""
+    def refused(self) -> list[tuple[Any, ...]]:
+        """Inputs that replace good ones of batch 2, what `who` expected, and the error's kind.
+
+        The kind may be left out if it is ShapeError.
+        """
         raise NotImplementedError
 
     # Help
@@ -428,8 +434,10 @@ class ModuleContract:
         module, inputs = self.ready(), self.inputs(2)
         cases = self.refused()
         assert cases
-        for changes, kind, text in cases:
-            with refuses(kind, text):
+        for changes, text, *kind in cases:
+            who = self.who or type(module).__name__
+            whole = text if ": expected " in text else f"{who}: expected {text}"
+            with refuses(kind[0] if kind else ShapeError, whole):
                 module(**{**inputs, **changes})
 
     @pytest.mark.compile

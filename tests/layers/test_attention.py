@@ -1,4 +1,5 @@
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -26,9 +27,6 @@ def test_positions_are_a_network_on_sinusoids_of_start_and_duration() -> None:
         ShapeError, "MomentPositionEmbedder: expected moments of shape (T, 2), got (2, 3)."
     ):
         embedder(torch.ones(2, 3))
-
-
-def test_position_embedder_refuses() -> None:
     with refuses(ArgumentError, "channels to be an integer >= 1, got 0."):
         MomentPositionEmbedder(channels=0)
 
@@ -49,20 +47,17 @@ class TestMapTransformerLayer(MaskArgumentContract):
             "mask": MASK,
         }
 
-    def refused(self) -> list[tuple[Inputs, type[Exception], str]]:
+    def refused(self) -> list[tuple[Any, ...]]:
         context = "context of shape (B, 4, T, 1) with B = 2, T = 5, got (2, 4, 6, 1)."
-        refused = [
-            (inputs, ShapeError, f"MapTransformerLayer: expected {text}")
-            for inputs, text in (
-                ({"x": draw(2, 3, 5, 1)}, "x of shape (B, 4, T, 1)"),
-                ({"x": draw(2, 4, 5, 2)}, "x of shape (B, 4, T, 1)"),
-                ({"context": draw(2, 4, 6, 1)}, context),
-                ({"mask": MASK[:4]}, "mask of shape (N_k, A) with N_k = 5, A = 1"),
-                ({"mask": MASK.int()}, "a mask of dtype bool, got torch.int32."),
-            )
-        ]
         time = "StylizationBlock: expected time_embedding of shape (B, 3)"
-        return [*refused, ({"time_embedding": draw(2, 4)}, ShapeError, time)]
+        return [
+            ({"x": draw(2, 3, 5, 1)}, "x of shape (B, 4, T, 1)"),
+            ({"x": draw(2, 4, 5, 2)}, "x of shape (B, 4, T, 1)"),
+            ({"context": draw(2, 4, 6, 1)}, context),
+            ({"mask": MASK[:4]}, "mask of shape (N_k, A) with N_k = 5, A = 1"),
+            ({"mask": MASK.int()}, "a mask of dtype bool, got torch.int32."),
+            ({"time_embedding": draw(2, 4)}, time),
+        ]
 
     def valid_inputs(self) -> dict[str, Tensor]:
         return {"x": MASK, **({"context": MASK} if self.with_context else {})}

@@ -1,4 +1,5 @@
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -19,21 +20,15 @@ class StylizationContract(MaskArgumentContract):
             "mask": triangle(5, 3),
         }
 
-    def refused(self) -> list[tuple[dict[str, Tensor], type[Exception], str]]:
+    def refused(self) -> list[tuple[Any, ...]]:
         time = "time_embedding of shape (B, 4)"
         return [
-            (inputs, ShapeError, f"StylizationBlock: expected {text}")
-            for inputs, text in (
-                (
-                    {"x": draw(2, 4, 5, 3)},
-                    "map features of shape (B, 6, N_k, A), got (2, 4, 5, 3).",
-                ),
-                ({"time_embedding": draw(3, 4)}, f"{time} with B = 2, got (3, 4)."),
-                ({"time_embedding": draw(2, 5)}, time),
-                ({"time_embedding": draw(4)}, time),
-                ({"mask": triangle(5, 2)}, "mask of shape (N_k, A) with N_k = 5"),
-                ({"mask": triangle(5, 3).float()}, "a mask of dtype bool"),
-            )
+            ({"x": draw(2, 4, 5, 3)}, "map features of shape (B, 6, N_k, A), got (2, 4, 5, 3)."),
+            ({"time_embedding": draw(3, 4)}, f"{time} with B = 2, got (3, 4)."),
+            ({"time_embedding": draw(2, 5)}, time),
+            ({"time_embedding": draw(4)}, time),
+            ({"mask": triangle(5, 2)}, "mask of shape (N_k, A) with N_k = 5"),
+            ({"mask": triangle(5, 3).float()}, "a mask of dtype bool"),
         ]
 
     def test_equals_equation_6(self) -> None:
@@ -132,14 +127,6 @@ def test_times_are_embedded_by_sinusoids_and_two_linear_layers() -> None:
     for wrong, got in ((torch.tensor(3), "()"), (torch.tensor([[3]]), "(1, 1)"), (3, "int")):
         with refuses(ShapeError, f"TimestepEmbedder: expected timesteps of shape (B), got {got}."):
             embedder(wrong)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "kind", "text"),
-    [
-        ({"time_channels": 0}, ArgumentError, "time_channels to be an integer >= 1, got 0."),
-    ],
-)
-def test_embedder_refuses(arguments: dict[str, int], kind: type[Exception], text: str) -> None:
-    with refuses(kind, f"TimestepEmbedder: expected {text}"):
-        TimestepEmbedder(**{"time_channels": 6, **arguments})
+    text = "TimestepEmbedder: expected time_channels to be an integer >= 1, got 0."
+    with refuses(ArgumentError, text):
+        TimestepEmbedder(0)

@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -58,15 +59,13 @@ class TestAlignedEncoder(MaskedContract, EagerContract):
     def expected_shapes(self, batch: int) -> list[tuple[int, ...]]:
         return [(batch, 4, 8, 3), (batch, 4, 4, 3)]
 
-    def refused(self) -> list[tuple[Inputs, type[Exception], str]]:
+    def refused(self) -> list[tuple[Any, ...]]:
+        sentence = "Similarities: expected sentence of shape (B, 5) with B = 3, got (2, 5)"
+        text_encoder = "TextEncoder: expected num_words in 1 to 5, got 0 in row 0."
         return [
-            ({"features": draw(2, 16, 4)}, ShapeError, "features of shape (B, 16, 5), got"),
-            (
-                {"features": draw(3, 16, 5)},
-                ShapeError,
-                "sentence of shape (B, 5) with B = 3, got (2, 5)",
-            ),
-            ({"num_words": torch.tensor([0, 1])}, ArgumentError, "got 0 in row 0."),
+            ({"features": draw(2, 16, 4)}, "features of shape (B, 16, 5), got"),
+            ({"features": draw(3, 16, 5)}, sentence),
+            ({"num_words": torch.tensor([0, 1])}, text_encoder, ArgumentError),
         ]
 
     def valid_outputs(self) -> list[Tensor]:

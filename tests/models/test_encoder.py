@@ -1,5 +1,6 @@
 import copy
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -67,20 +68,13 @@ class TestTextEncoder(TextEncoderContract):
     def inputs(self, batch: int, dtype: torch.dtype = torch.float32) -> Inputs:
         return {"words": WORDS[:batch], "num_words": NUM_WORDS[:batch]}
 
-    def refused(self) -> list[tuple[Inputs, type[Exception], str]]:
+    def refused(self) -> list[tuple[Any, ...]]:
         return [
-            (changes, kind, f"TextEncoder: expected {text}")
-            for changes, kind, text in (
-                ({"num_words": torch.tensor([3, 0])}, ArgumentError, "num_words in 1 to 5, got 0"),
-                ({"num_words": torch.tensor([6, 2])}, ArgumentError, "num_words in 1 to 5, got 6"),
-                (
-                    {"num_words": torch.tensor([1, -1])},
-                    ArgumentError,
-                    "num_words in 1 to 5, got -1",
-                ),
-                ({"num_words": NUM_WORDS[:1]}, ShapeError, "num_words of shape (B) with B = 2"),
-                ({"words": WORDS[0]}, ShapeError, "words of shape (B, L), got (5,)."),
-            )
+            ({"num_words": torch.tensor([3, 0])}, "num_words in 1 to 5, got 0", ArgumentError),
+            ({"num_words": torch.tensor([6, 2])}, "num_words in 1 to 5, got 6", ArgumentError),
+            ({"num_words": torch.tensor([1, -1])}, "num_words in 1 to 5, got -1", ArgumentError),
+            ({"num_words": NUM_WORDS[:1]}, "num_words of shape (B) with B = 2"),
+            ({"words": WORDS[0]}, "words of shape (B, L), got (5,)."),
         ]
 
     def test_padding_does_not_matter(self) -> None:
@@ -163,12 +157,12 @@ class TestTextEncoderOfFeatures(TextEncoderContract):
     def inputs(self, batch: int, dtype: torch.dtype = torch.float32) -> Inputs:
         return {"words": draw(3, 5, 6, dtype=dtype)[:batch], "num_words": NUM_WORDS[:batch]}
 
-    def refused(self) -> list[tuple[Inputs, type[Exception], str]]:
-        who = "TextEncoder: expected"
+    def refused(self) -> list[tuple[Any, ...]]:
+        num_words = "num_words in 1 to 5, got 6 in row 0."
         return [
-            ({"words": WORDS[:2]}, ShapeError, f"{who} words of shape (B, L, 6), got (2, 5)."),
-            ({"words": draw(2, 5, 7)}, ShapeError, f"{who} words of shape (B, L, 6), got (2, 5, 7"),
-            ({"num_words": torch.tensor([6, 2])}, ArgumentError, "got 6 in row 0."),
+            ({"words": WORDS[:2]}, "words of shape (B, L, 6), got (2, 5)."),
+            ({"words": draw(2, 5, 7)}, "words of shape (B, L, 6), got (2, 5, 7"),
+            ({"num_words": torch.tensor([6, 2])}, num_words, ArgumentError),
         ]
 
     def test_word_dropout_empties_features_in_training_only(self) -> None:
@@ -312,18 +306,14 @@ class TestMultimodalEncoder(MaskedContract, EagerContract):
     def expected_shapes(self, batch: int) -> list[tuple[int, ...]]:
         return [(batch, 4, 8, 3), (batch, 4, 4, 3)]
 
-    def refused(self) -> list[tuple[Inputs, type[Exception], str]]:
-        text = "MultimodalEncoder: expected features of shape (B, 8, 3), got"
+    def refused(self) -> list[tuple[Any, ...]]:
+        fuse = "MultimodalEncoder.fuse: expected video_maps[0] of shape (B, 4, 8, 3) with B = 2, g"
+        text_encoder = "TextEncoder: expected num_words in 1 to 5, got 0 in row 0."
         return [
-            ({"features": draw(2, 7, 3)}, ShapeError, f"{text} (2, 7, 3)."),
-            ({"features": draw(2, 8, 4)}, ShapeError, f"{text} (2, 8, 4)."),
-            (
-                {"features": draw(3, 8, 3)},
-                ShapeError,
-                "MultimodalEncoder.fuse: expected video_maps[0] of shape (B, 4, 8, 3) "
-                "with B = 2, got (3, 4, 8, 3).",
-            ),
-            ({"num_words": torch.tensor([0, 1])}, ArgumentError, "got 0 in row 0."),
+            ({"features": draw(2, 7, 3)}, "features of shape (B, 8, 3), got (2, 7, 3)."),
+            ({"features": draw(2, 8, 4)}, "features of shape (B, 8, 3), got (2, 8, 4)."),
+            ({"features": draw(3, 8, 3)}, fuse),
+            ({"num_words": torch.tensor([0, 1])}, text_encoder, ArgumentError),
         ]
 
     def valid_outputs(self) -> list[Tensor]:
