@@ -3,11 +3,15 @@
 import math
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from tmapdiff.maps import MapGrid, deconvolve_map
+
+if TYPE_CHECKING:
+    from tmapdiff import MomentLocalizer
 
 
 def interval_iou(first: Sequence[float], second: Sequence[float]) -> float:
@@ -79,6 +83,21 @@ def greedy_nms(
         if all(interval_iou(moments[index], moments[other]) <= threshold for other in kept):
             kept.append(index)
     return kept
+
+
+@torch.no_grad()
+def sampled_by_calls(
+    model: "MomentLocalizer", features: Sequence[Tensor], noise: Tensor, steps: int
+) -> Tensor:
+    """Maps that a localizer denoises, by a loop over calls of its decoder."""
+    scheduler = type(model.scheduler).from_config(model.scheduler.config)
+    scheduler.set_timesteps(steps)
+    noisy = noise
+    for timestep in scheduler.timesteps:
+        scores = model.predict_scores(noisy, timestep.expand(len(noise)), features)
+        clean = scheduler.to_signal(model.objective.activation(scores))
+        noisy = scheduler.step(clean, timestep, noisy).prev_sample
+    return scheduler.to_iou(noisy).masked_fill(~model.grid.packed_mask(), 0)
 
 
 class OracleDecoder(nn.Module):

@@ -45,11 +45,7 @@ MODELS: dict[str, Callable[[], MapLocalizer]] = {
 
 
 def make(name: str) -> MapLocalizer:
-    model = randomize_(MODELS[name]())
-    for one in model.modules():
-        if isinstance(one, nn.BatchNorm1d):
-            one.running_mean.normal_()
-    return model.eval()
+    return randomize_(MODELS[name]()).eval()
 
 
 def seeds(model: MapLocalizer) -> dict[str, Any]:
@@ -391,9 +387,13 @@ def test_a_set_is_read_off_all_samples(name: str) -> None:
         ({"answer": "set", "temperature": 2.0}, "no temperature with answer 'set'"),
         ({"answer": "set", "hit_thresholds": (0.5,)}, "no hit_thresholds with answer 'set'"),
         ({"presence": torch.ones(3)}, "no presence with answer 'ranked'"),
-        ({"answer": "all"}, "answer"),
+        ({"answer": "all"}, "answer to be one of ranked, set, got 'all'."),
+        ({"ranking": "vote"}, "ranking to be one of nms, expected-hits, nms-then-expected-hits, g"),
+        ({"temperature": 2.0}, "no temperature with ranking 'nms', got 2.0. To use it, pass"),
+        ({"hit_thresholds": (0.5,)}, "no hit_thresholds with ranking 'nms', got (0.5,)."),
+        ({"ranking": "expected-hits", "nms_threshold": 0.6}, "no nms_threshold with ranking 'exp"),
     ],
 )
 def test_options_without_use_are_refused(options: dict[str, Any], text: str) -> None:
-    with refuses((ArgumentError, ConfigError), text):
+    with refuses((ArgumentError, ConfigError), f"MS2DTAN: expected {text}"):
         make("MS-2D-TAN").localize(*inputs(), torch.ones(3), **options)

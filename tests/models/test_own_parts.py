@@ -10,6 +10,7 @@ from diffusers.configuration_utils import register_to_config
 from helpers.assertions import assert_close, assert_same, refuses
 from helpers.contracts import draw, randomize_
 from helpers.fields import GRID
+from helpers.oracles import sampled_by_calls
 from torch import Tensor, nn
 
 from tmapdiff import (
@@ -149,16 +150,9 @@ def test_trains_resumes_and_is_evaluated(case, dataset, tmp_path):
 @pytest.mark.parametrize("case", CASES)
 def test_sampling_is_the_loop_over_calls(case, solver):
     model = make(case, num_inference_steps=3)
-    model.scheduler = type(model.scheduler)(solver=solver)
+    model.scheduler = MapScheduler(solver=solver)
     noise = draw(2, model.grid.num_cells)
-    scheduler, noisy = model.scheduler, noise
-    scheduler.set_timesteps(3)
-    with torch.no_grad():
-        for timestep in scheduler.timesteps:
-            scores = model.predict_scores(noisy, timestep.expand(2), MAPS)
-            clean = scheduler.to_signal(model.objective.activation(scores))
-            noisy = scheduler.step(clean, timestep, noisy).prev_sample
-    expected = scheduler.to_iou(noisy).masked_fill(~model.grid.packed_mask(), 0)
+    expected = sampled_by_calls(model, MAPS, noise, 3)
     assert_close(model.sample_maps(MAPS, noise=noise), expected)
     assert float(expected.std()) > 1e-3
 
