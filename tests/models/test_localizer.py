@@ -84,13 +84,12 @@ class TestConstruction:
         def decoder(**fields):
             return {"decoder_config": {**DECODER, **fields}}
 
-        unknown = "expected only known configuration fields, got"
         for fields, text in (
             (encoder(num_anchors=3), "encoder and decoder with the same grid, got MapGrid("),
             (decoder(feature_channels=4), "to be the encoder's channels, 8, got 4."),
-            (encoder(chanels=8), f"MultimodalEncoder: {unknown} 'chanels'. Did you mean channels?"),
-            (decoder(kernel_size=3), f"MapDiffusionDecoder: {unknown} 'kernel_size'. Did you mean"),
-            ({"scheduler_config": {"signal": 3}}, f"MapScheduler: {unknown} 'signal'."),
+            (encoder(chanels=8), f"MultimodalEncoder: {UNKNOWN} 'chanels'. Did you mean channels?"),
+            (decoder(kernel_size=3), f"MapDiffusionDecoder: {UNKNOWN} 'kernel_size'. Did you mean"),
+            ({"scheduler_config": {"signal": 3}}, f"MapScheduler: {UNKNOWN} 'signal'."),
             (
                 {"ranking": "vote"},
                 "ranking to be one of nms, expected-hits, nms-then-",
@@ -169,19 +168,28 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def edit_weights(change: Callable[[dict[str, Tensor]], object]) -> Callable[[Path], None]:
+def edit_weights(changes: dict[str, Tensor | None]) -> Callable[[Path], None]:
+    """Change weights, and remove those that are None."""
+
     def edit(folder: Path) -> None:
-        weights = load_file(folder / WEIGHTS)
-        change(weights)
-        save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+        weights = {**load_file(folder / WEIGHTS), **changes}
+        left = {name: one for name, one in weights.items() if one is not None}
+        save_file(left, folder / WEIGHTS, metadata={"format": "pt"})
 
     return edit
 
 
-def edit_config(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
+def edit_config(
+    encoder: dict[str, Any] | None = None, decoder: dict[str, Any] | None = None, **fields: Any
+) -> Callable[[Path], None]:
+    """Change fields of the parts and of the whole, and remove those that are GONE."""
+
     def edit(folder: Path) -> None:
         config = json.loads((folder / "config.json").read_text())
-        change(config)
+        config.update(fields)
+        for name, changes in (("encoder_config", encoder), ("decoder_config", decoder)):
+            part = {**config[name], **(changes or {})}
+            config[name] = {field: value for field, value in part.items() if value is not GONE}
         (folder / "config.json").write_text(json.dumps(config))
 
     return edit
@@ -195,25 +203,19 @@ def truncate(name: str, share: float) -> Callable[[Path], None]:
     return edit
 
 
+GONE = object()
 HEAD = "decoder.decoders.0.head.weight"
 STATISTIC = "encoder.map_features.scales.0.0.1.running_var"
 EXTRA = {f"extra.{index}": torch.ones(1) for index in range(5)}
+LARGER = {"encoder": {"channels": 16}, "decoder": {"feature_channels": 16}}
+SHAPES = f"{HEAD} (1, 8, 3, 3) instead of (1, 8, 1, 1) (1 in all)."
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
-    "missing weight": (
-        edit_weights(lambda weights: weights.pop(HEAD)),
-        f": it has no weights: {HEAD} (1 in all).",
-    ),
-    "missing statistic": (
-        edit_weights(lambda weights: weights.pop(STATISTIC)),
-        f": it has no weights: {STATISTIC} (1 in all).",
-    ),
-    "extra weights": (
-        edit_weights(lambda weights: weights.update(EXTRA)),
-        ": it has unknown weights: extra.0, extra.1, extra.2 (5 in all).",
-    ),
+    "missing weight": (edit_weights({HEAD: None}), f": it has no weights: {HEAD} (1 in all)."),
+    "missing statistic": (edit_weights({STATISTIC: None}), f"has no weights: {STATISTIC} (1 in "),
+    "extra weights": (edit_weights(EXTRA), "unknown weights: extra.0, extra.1, extra.2 (5 in all)"),
     "weight of another shape": (
-        edit_weights(lambda weights: weights.update({HEAD: torch.ones(1, 8, 3, 3)})),
-        f"has weights of another shape: {HEAD} (1, 8, 3, 3) instead of (1, 8, 1, 1) (1 in all).",
+        edit_weights({HEAD: torch.ones(1, 8, 3, 3)}),
+        f": it has weights of another shape: {SHAPES}",
     ),
     "weights cut in half": (truncate(WEIGHTS, 0.5), WEIGHTS),
     "weights empty": (truncate(WEIGHTS, 0), WEIGHTS),
@@ -223,43 +225,30 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "config gone": (lambda folder: (folder / "config.json").unlink(), "config"),
     "folder gone": (shutil.rmtree, "model"),
     "folder a file": (lambda folder: (shutil.rmtree(folder), folder.write_text("x")), "model"),
-    "another class": (
-        edit_config(lambda config: config.update(_class_name="UNet2DModel")),
-        ": it is a UNet2DModel.",
-    ),
-    "config of a larger model": (
-        edit_config(
-            lambda config: (
-                config["encoder_config"].update(channels=16),
-                config["decoder_config"].update(feature_channels=16),
-            )
-        ),
-        ": it has weights of another shape: ",
-    ),
+    "another class": (edit_config(_class_name="UNet2DModel"), ": it is a UNet2DModel."),
+    "config of a larger model": (edit_config(**LARGER), ": it has weights of another shape: "),
 }
-WRONG_FIELDS: dict[str, tuple[Callable[[Any], object], str]] = {
-    "unknown field": (
-        lambda config: config.update(nms=0.4),
-        "MomentLocalizer: expected only known configuration fields, got 'nms'.",
-    ),
+UNKNOWN = "expected only known configuration fields, got"
+WRONG_FIELDS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "unknown field": (edit_config(nms=0.4), f"MomentLocalizer: {UNKNOWN} 'nms'."),
     "unknown nested field": (
-        lambda config: config["decoder_config"].update(gates="shared"),
-        "expected only known configuration fields, got 'gates'. Did you mean gate?",
+        edit_config(decoder={"gates": "shared"}),
+        f"{UNKNOWN} 'gates'. Did you mean gate?",
     ),
     "missing nested field": (
-        lambda config: config["encoder_config"].pop("vocabulary_size"),
+        edit_config(encoder={"vocabulary_size": GONE}),
         "MultimodalEncoder: expected the configuration field vocabulary_size, got none.",
     ),
     "impossible nested value": (
-        lambda config: config["decoder_config"].update(gate="x"),
+        edit_config(decoder={"gate": "x"}),
         "gate to be one of shared, channel, got 'x'.",
     ),
     "parts of two grids": (
-        lambda config: config["encoder_config"].update(num_anchors=3),
+        edit_config(encoder={"num_anchors": 3}),
         "expected encoder and decoder with the same grid",
     ),
     "a part that nobody registered": (
-        lambda config: config["decoder_config"].update(part="os.system"),
+        edit_config(decoder={"part": "os.system"}),
         "expected a registered part, got 'os.system'.",
     ),
 }
@@ -306,12 +295,10 @@ class TestCheckpoints:
     def test_refuses_damaged_checkpoints(self, saved, tmp_path, damage):
         folder = tmp_path / "model"
         shutil.copytree(saved, folder)
+        edit, text = {**DAMAGES, **WRONG_FIELDS}[damage]
+        kind, texts = ConfigError, [text]
         if damage in DAMAGES:
-            edit, text = DAMAGES[damage]
             kind, texts = CheckpointError, [text, f"MomentLocalizer: cannot load {folder}: "]
-        else:
-            change, text = WRONG_FIELDS[damage]
-            edit, kind, texts = edit_config(change), ConfigError, [text]
         edit(folder)
         with refuses(kind, *texts):
             MomentLocalizer.from_pretrained(folder)

@@ -18,6 +18,9 @@ RECORDINGS = {
 ENCODER = {**SMALLEST, "vocabulary_size": 9, "clip_channels": 3}
 
 
+MEAN = {**ENCODER, "map_layer": "mean"}
+
+
 def tiny(**fields: object) -> MS2DTAN:
     torch.manual_seed(0)
     return MS2DTAN(encoder_config=ENCODER, **{"kernel_sizes": [3, 3], **fields})
@@ -214,11 +217,7 @@ def test_save_and_load(tmp_path):
         ({"objective": "mse"}, ConfigError, "MS2DTAN: expected objective to be one of mse-full"),
         ({"nms_threshold": 2}, ArgumentError, "MS2DTAN: expected nms_threshold in [0, 1], got 2."),
         ({"kernels": [3]}, ConfigError, "kernels"),
-        (
-            {"encoder_config": {**ENCODER, "map_layer": "mean"}},
-            ConfigError,
-            "MapFeatureBuilder: expected layer to be one of conv, max-pool, got 'mean'.",
-        ),
+        ({"encoder_config": MEAN}, ConfigError, "expected layer to be one of conv, max-pool, got"),
     ],
 )
 def test_refuses(fields, kind, text):

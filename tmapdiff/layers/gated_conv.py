@@ -19,11 +19,8 @@ Gate = Literal["shared", "channel"]
 class MapConv2d(nn.Conv2d):
     """`nn.Conv2d` for maps, with an odd kernel and padding that keeps their size.
 
-    Large kernels use FFTs where that is faster (`kernels.map_conv`).
-
-    Args:
-        *args: As for `nn.Conv2d`.
-        **kwargs: As for `nn.Conv2d`.
+    Large kernels use FFTs where that is faster (`kernels.map_conv`). Arguments are those of
+    `nn.Conv2d`.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

@@ -18,12 +18,8 @@ from tmapdiff.kernels.memory_order import inverse_order, memory_order
 class PointwiseConv2d(nn.Conv2d):
     """A convolution with one-cell kernels, equal to `nn.Conv2d(..., kernel_size=1)`.
 
-    Args:
-        in_channels: Channels of the input.
-        out_channels: Channels of the output.
-        kernel_size: Always 1. It exists as LoRA creates layers of this class like `nn.Conv2d`.
-        *args: As for `nn.Conv2d`.
-        **kwargs: As for `nn.Conv2d`.
+    Arguments are those of `nn.Conv2d`. `kernel_size` is always 1; it exists as LoRA creates layers
+    of this class like `nn.Conv2d`.
 
     Shape:
         - input: (B, in_channels, N_k, A)

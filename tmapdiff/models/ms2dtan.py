@@ -76,10 +76,9 @@ class MS2DTAN(MapLocalizer):
     ) -> list[Tensor]:
         """Score every candidate moment; `objective.activation` turns scores into the map.
 
+        `features`, `words`, `num_words` and `num_clips` are as for `localize`.
+
         Shape:
-            - features: (B, N, clip_channels)
-            - words: (B, L)
-            - num_words, num_clips: (B,)
             - returns: K tensors (B, N_k, A), 0 in invalid cells
 
         Raises:

@@ -216,10 +216,9 @@ class SimilarityLocalizer(MapLocalizer):
     ) -> Tensor:
         """Compute the score of every candidate moment, the weighted sum of its contrasts.
 
+        `features`, `words`, `num_words` and `num_clips` are as for `localize`.
+
         Shape:
-            - features: (B, N, clip_channels)
-            - words: (B, L, clip_channels)
-            - num_words, num_clips: (B,)
             - returns: (B, cells), 0 in invalid cells
 
         Raises:
