@@ -188,9 +188,8 @@ class MapDiffusionDecoder(MapModel):
         time = None if self.embed_timestep is None else self.embed_timestep(timestep)
 
         # 2. Split the maps: by scale for convolutions, into sequences of cells for Transformers.
-        sequences = self._sequences(grid, noisy.device)
+        conditions, sequences = self._conditions(features, time, num_clips, grid)
         noisy_maps = split_maps(noisy, grid, sequences)
-        conditions = self._conditions(features, time, num_clips, grid, sequences)
 
         # 3. Score each with its own decoder, given its map features, the time, and its valid cells.
         scores = [
@@ -222,8 +221,7 @@ class MapDiffusionDecoder(MapModel):
         if not all(is_preparable(decoder) for decoder in self.decoders):
             return CalledDecoder(self, features, timesteps, num_clips)
         time = None if self.embed_timestep is None else self.embed_timestep(timesteps)
-        sequences = self._sequences(grid, features[0].device)
-        conditions = self._conditions(features, time, num_clips, grid, sequences)
+        conditions, sequences = self._conditions(features, time, num_clips, grid)
         prepared = [
             PreparedMap(decoder, *condition)
             if isinstance(decoder, ConvMapDecoder)
@@ -241,34 +239,30 @@ class MapDiffusionDecoder(MapModel):
         grid = grid_of_maps(who, "features", features, channels, self.grid, num_clips)
         return list(features), grid
 
-    def _sequences(self, grid: MapGrid, device: torch.device) -> tuple[Tensor, ...]:
-        """Return the valid cells of each Transformer's sequence; () for `conv`."""
-        if self.config.architecture == "conv":
-            return ()
-        scales = range(grid.num_scales)
-        sequences = [scales] if self.config.joint_scales else [[scale] for scale in scales]
-        return tuple(torch.tensor(grid.valid_cells(one), device=device) for one in sequences)
-
     def _conditions(
         self,
         features: Sequence[Tensor],
         time: Tensor | None,
         num_clips: Tensor | None,
         grid: MapGrid,
-        sequences: Sequence[Tensor],
-    ) -> list[tuple[Any, ...]]:
-        """Return the arguments of each decoder after its noisy map."""
-        device = features[0].device
-        if not sequences:
-            masks = [grid.mask(scale, device, num_clips) for scale in range(grid.num_scales)]
-            return [(one, time, mask) for one, mask in zip(features, masks, strict=True)]
+    ) -> tuple[list[tuple[Any, ...]], tuple[Tensor, ...]]:
+        """Return the arguments of each decoder after its noisy map, and its sequence of cells.
+
+        There are no sequences for `conv`.
+        """
+        device, scales = features[0].device, range(grid.num_scales)
+        if self.config.architecture == "conv":
+            masks = [grid.mask(scale, device, num_clips) for scale in scales]
+            return [(one, time, mask) for one, mask in zip(features, masks, strict=True)], ()
+        joint = [scales] if self.config.joint_scales else [[scale] for scale in scales]
+        sequences = tuple(torch.tensor(grid.valid_cells(one), device=device) for one in joint)
         packed = torch.cat([rearrange(one, "b c n a -> b c (n a)") for one in features], dim=-1)
         moments = grid.packed_moments(device)
         mask = None if num_clips is None else grid.packed_mask(device, num_clips)
         return [
             (packed[:, :, cells], moments[cells], time, None if mask is None else mask[:, cells])
             for cells in sequences
-        ]
+        ], sequences
 
     def _score(self, decoder: nn.Module, *inputs: Tensor | None) -> Tensor:
         if self.gradient_checkpointing and torch.is_grad_enabled():
