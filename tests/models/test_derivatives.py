@@ -7,7 +7,7 @@ import pytest
 import torch
 from helpers.assertions import assert_close
 from helpers.contracts import draw, randomize_
-from helpers.fields import SMALLEST_DECODER
+from helpers.fields import ENCODER, SMALLEST_DECODER
 from helpers.tiers import mostly_exhaustive
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jvp
@@ -91,15 +91,7 @@ def test_gradients_of_a_run_that_was_prepared_without_them(decoder: MapDiffusion
 
 
 def localizer(**fields: Any) -> MomentLocalizer:
-    grid = {name: FIELDS[name] for name in ("num_clips", "num_anchors", "num_scales")}
-    encoder = {
-        **grid,
-        "vocabulary_size": 12,
-        "clip_channels": 6,
-        "word_channels": 4,
-        "channels": 4,
-        "num_text_layers": 1,
-    }
+    encoder = {**ENCODER, "num_anchors": FIELDS["num_anchors"], "channels": 4}
     model = MomentLocalizer(encoder_config=encoder, decoder_config={**FIELDS, **fields})
     return randomize_(model).double().train()
 

@@ -16,8 +16,6 @@ RECORDINGS = {
     "ms2dtan-lengths": {},
 }
 ENCODER = {**SMALLEST, "vocabulary_size": 9, "clip_channels": 3}
-
-
 MEAN = {**ENCODER, "map_layer": "mean"}
 
 
@@ -58,13 +56,12 @@ class Recording:
         self.words = torch.arange(1, batch * length + 1).reshape(batch, length)
         self.vectors = torch.cat([torch.zeros(1, channels), vectors.flatten(0, 1)])
         encoder = {
+            **SMALLEST,
             "num_clips": 16,
-            "num_anchors": 4,
             "num_scales": 3,
             "vocabulary_size": len(self.vectors),
             "clip_channels": tensors["features"].shape[-1],
             "word_channels": channels,
-            "channels": 8,
             "num_text_layers": 2,
         }
         self.model = MS2DTAN(
