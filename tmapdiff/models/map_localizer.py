@@ -221,6 +221,7 @@ class MapLocalizer(MapModel):
         return self._loss(iou, grid, (features, words, num_words, num_clips), generator)
 
     def _loss(self, iou: Tensor, grid: MapGrid, query: Query, generator: Generators) -> Tensor:
+        """Compute the loss of a query whose IoU maps on the `grid` are `iou`, (B, cells)."""
         raise NotImplementedError
 
     def check_values(
@@ -330,6 +331,7 @@ class MapLocalizer(MapModel):
         return self._predict(grid, (features, words, num_words, num_clips), **sampling)
 
     def _predict(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Predict the maps of a query: `_predict(grid, query, **sampling)`."""
         raise NotImplementedError
 
     def predict_samples(self, *args: Any, **kwargs: Any) -> Tensor:
