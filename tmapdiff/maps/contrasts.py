@@ -129,10 +129,8 @@ def cell_means(rows: Tensor, grid: MapGrid, num_clips: Tensor | None = None) -> 
         ShapeError: If a shape does not fit.
         ArgumentError: If `rows` is not floating, or as in `MapGrid.check_num_clips`.
     """
-    check_shape("cell_means", "rows", rows, "B T D")
-    cells = _Cells("cell_means", "rows", rows.mT, grid, num_clips)
-    sums = cells.prefix_sums(cells.rows)
-    return cells.finish(cells.means(sums)).to(rows.dtype)
+    cells = _cells_of("cell_means", rows, grid, num_clips)
+    return cells.finish(cells.means(cells.prefix_sums(cells.rows))).to(rows.dtype)
 
 
 def cell_context(rows: Tensor, grid: MapGrid, num_clips: Tensor | None = None) -> Tensor:
@@ -144,8 +142,7 @@ def cell_context(rows: Tensor, grid: MapGrid, num_clips: Tensor | None = None) -
     Shape:
         - returns: (B, 5 * D, cells), 0 in invalid cells
     """
-    check_shape("cell_context", "rows", rows, "B T D")
-    cells = _Cells("cell_context", "rows", rows.mT, grid, num_clips)
+    cells = _cells_of("cell_context", rows, grid, num_clips)
     sums = cells.prefix_sums(cells.rows)
     around = cells.around(sums, cells.length, outside=0.0)
     parts = [cells.means(sums), *cells.edges(sums), *around]
@@ -163,12 +160,10 @@ def change_features(rows: Tensor, grid: MapGrid, num_clips: Tensor | None = None
     Shape:
         - returns: (B, 9, cells), 0 in invalid cells
     """
-    check_shape("change_features", "rows", rows, "B T D")
-    cells = _Cells("change_features", "rows", rows.mT, grid, num_clips)
+    cells = _cells_of("change_features", rows, grid, num_clips)
     changes = [change_of(cells.rows.mT, reach, cells.inside) for reach in REACHES]
-    standard = cells.standardized(torch.cat(changes, dim=1))
-    standard = F.pad(standard[:, :, 1:], (1, 0))  # 0 at the start of the video
-    sums = cells.prefix_sums(standard)
+    standard = standardize(torch.cat(changes, dim=1), cells.inside)
+    sums = cells.prefix_sums(F.pad(standard[:, :, 1:], (1, 0)))  # 0 at the start of the video
     first, at_start, at_end = (
         sums.index_select(0, x) for x in (cells.after, cells.start, cells.end)
     )
@@ -191,7 +186,9 @@ def change_of(rows: Tensor, reach: int, inside: Tensor) -> Tensor:
     return (change * (places > 0))[:, None].where(inside, 0)
 
 
-def standardize(rows: Tensor, inside: Tensor, least_deviation: float) -> Tensor:
+def standardize(
+    rows: Tensor, inside: Tensor, least_deviation: float = _SMALLEST_DEVIATION
+) -> Tensor:
     """Shift and scale rows, (B, S, T), to mean 0 and variance 1 over those `inside`, (B, 1, T).
 
     Rows outside are ignored and become 0. Equal rows become 0, too, as the square of
@@ -246,11 +243,7 @@ class _Cells:
         else:
             places = places.minimum(self.counts[:, None] - 1)
             near = similarity.gather(2, places[:, None].expand(-1, similarity.shape[1], -1))
-        return self.standardized(near.unfold(2, size, 1).mean(-1))
-
-    def standardized(self, rows: Tensor) -> Tensor:
-        """Shift and scale to mean 0 and variance 1 over the rows of each video."""
-        return standardize(rows, self.inside, _SMALLEST_DEVIATION)
+        return standardize(near.unfold(2, size, 1).mean(-1), self.inside)
 
     @staticmethod
     def prefix_sums(rows: Tensor) -> Tensor:
@@ -311,6 +304,11 @@ class _Cells:
         """Set invalid cells to 0, in place, and move samples to the front."""
         invalid = rearrange(~self.valid, "... cells -> cells ...").view(len(cells), 1, -1)
         return rearrange(cells.masked_fill_(invalid, 0), "cells c b -> b c cells")
+
+
+def _cells_of(who: str, rows: Tensor, grid: MapGrid, num_clips: Tensor | None) -> _Cells:
+    check_shape(who, "rows", rows, "B T D")
+    return _Cells(who, "rows", rows.mT, grid, num_clips)
 
 
 def _mean_or(outside: float, sums: Tensor, count: Tensor) -> Tensor:

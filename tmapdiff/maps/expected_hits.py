@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -11,7 +12,13 @@ from torch import Tensor
 from tmapdiff._core.checks import check_bool, check_int, check_range, check_shape, message
 from tmapdiff.errors import ArgumentError
 from tmapdiff.maps.expected_hits_fast import Excludes, PairBand, Tables, rows_at_once, tables_of
-from tmapdiff.maps.moments import RankedMoments, candidates_of, check_scored, to_ranked_moments
+from tmapdiff.maps.moments import (
+    RankedMoments,
+    at_least_one,
+    candidates_of,
+    check_scored,
+    to_ranked_moments,
+)
 
 _FLOOR = 1e-6  # least expected score, so that no single cell rules a moment out
 _LAYERS = 4  # two for each default threshold of `soft_hits`
@@ -249,19 +256,15 @@ def rank_candidates_by_expected_hits(
     who = "rank_candidates_by_expected_hits"
     check_scored(who, candidates, scores, clip_seconds, durations)
     check_int(who, "top_n", top_n, at_least=1)
-    soft_hits(scores.new_zeros(0), thresholds)  # checks the thresholds
-    check_deconvolution(who, target, num_iterations)
+    hits = partial(soft_hits, thresholds=thresholds)
+    hits(scores.new_zeros(0))  # checks the thresholds
+    check_int(who, "num_iterations", num_iterations, at_least=1)
     check_bool(who, "highest_first", highest_first)
     check_range(who, "temperature", temperature, 0, open_low=True)
+    candidates, scores = at_least_one(candidates, scores)
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
-    picks = scores.new_full((len(scores), top_n), -1, dtype=torch.int64)
-    gains = scores.new_full((len(scores), top_n), -torch.inf)
-    if not len(candidates):
-        return to_ranked_moments(candidates, picks, gains, clip_seconds, durations)
-
-    def hits(iou: Tensor) -> Tensor:
-        return soft_hits(iou, thresholds)
-
+    gains = scores.new_empty(len(scores), top_n)
+    picks = torch.empty_like(gains, dtype=torch.int64)
     with torch.autocast(scores.device.type, enabled=False):
         tables = tables_of(who, candidates, target, hits, 2 * len(thresholds), scores.dtype)
         for part, likelihood, valid in likelihoods_of(tables, scores, num_iterations):
@@ -300,7 +303,7 @@ def candidate_likelihoods(
     """
     who = "candidate_likelihoods"
     check_scored(who, candidates, scores, None, None)
-    check_deconvolution(who, target, num_iterations)
+    check_int(who, "num_iterations", num_iterations, at_least=1)
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
     if not len(candidates):
         return scores
@@ -311,18 +314,6 @@ def candidate_likelihoods(
         for part, likelihood, _ in likelihoods_of(tables, scores, num_iterations):
             found[part] = tables.gather(likelihood)
     return found
-
-
-def check_deconvolution(who: str, target: object, num_iterations: int) -> None:
-    """Raise ArgumentError unless `rank_by_expected_hits` accepts both."""
-    check_int(who, "num_iterations", num_iterations, at_least=1)
-    _check_target(who, target)
-
-
-def _check_target(who: str, target: object) -> None:
-    if not callable(target):
-        hint = "Pass a function of the IoU, such as get_objective('mse-rescaled').target."
-        raise ArgumentError(message(who, "target to be a function", repr(target), hint))
 
 
 def likelihoods_of(
@@ -378,7 +369,6 @@ def expect_map(
     who = "expect_map"
     sizes = check_shape(who, "candidates", candidates, "M 2")
     check_shape(who, "likelihood", likelihood, "B M", sizes)
-    _check_target(who, target)
     wide = likelihood.to(torch.promote_types(likelihood.dtype, torch.float32))
     with torch.autocast(wide.device.type, enabled=False):
         tables = tables_of(who, candidates, target, soft_hits, _LAYERS, wide.dtype)

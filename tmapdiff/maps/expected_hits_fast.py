@@ -19,7 +19,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from tmapdiff._core.checks import check_shape
+from tmapdiff._core.checks import check_shape, message
+from tmapdiff.errors import ArgumentError
 from tmapdiff.maps.overlap import temporal_iou
 
 Elementwise = Callable[[Tensor], Tensor]
@@ -335,7 +336,13 @@ def tables_of(
     num_layers: int,
     dtype: torch.dtype,
 ) -> Tables:
-    """Return the tables of `candidates`, (M, 2), cached; `target` and `hits` read the IoU."""
+    """Return the tables of `candidates`, (M, 2), cached; `target` and `hits` read the IoU.
+
+    Raise ArgumentError or ShapeError unless `target` is an elementwise function.
+    """
+    if not callable(target):
+        hint = "Pass a function of the IoU, such as get_objective('mse-rescaled').target."
+        raise ArgumentError(message(who, "target to be a function", repr(target), hint))
     many = len(candidates) ** 2 > _LARGEST_KEPT
     blocks = CandidateBlocks.find(candidates) if many else None
     if blocks is not None:

@@ -6,15 +6,16 @@ none. `expected_set_f1` and `expected_pair_f1` are the definitions.
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from tmapdiff._core.checks import check_int, check_range, check_shape, message
 from tmapdiff.errors import ArgumentError
-from tmapdiff.maps.expected_hits import check_deconvolution, likelihoods_of, soft_hits
+from tmapdiff.maps.expected_hits import likelihoods_of, soft_hits
 from tmapdiff.maps.expected_hits_fast import Elementwise, Excludes, Tables, tables_of
-from tmapdiff.maps.moments import RankedMoments, check_scored, to_ranked_moments
+from tmapdiff.maps.moments import RankedMoments, at_least_one, check_scored, to_ranked_moments
 from tmapdiff.maps.overlap import temporal_iou
 
 _Sets = tuple[Tensor, Tensor, Tensor]  # picks (B, n), padded with -1; hits (B, n); present (B,)
@@ -119,24 +120,17 @@ def read_moment_sets(
     check_int(who, "the number of samples", count, at_least=1)
     check_scored(who, candidates, samples[:, 0], clip_seconds, durations)
     check_int(who, "top_n", top_n, at_least=1)
-    soft_hits(samples.new_zeros(0), thresholds)  # checks them
-    check_deconvolution(who, target, num_iterations)
+    hits = partial(soft_hits, thresholds=thresholds)
+    hits(samples.new_zeros(0))  # checks the thresholds
+    check_int(who, "num_iterations", num_iterations, at_least=1)
     check_range(who, "nms_threshold", nms_threshold, 0, 1)
     if presence is not None:
         check_shape(who, "presence", presence, f"{len(samples)}")
         if not bool(((presence >= 0) & (presence <= 1)).all()):
             raise ArgumentError(message(who, "presence in [0, 1]", presence.tolist()))
 
-    def hits(iou: Tensor) -> Tensor:
-        return soft_hits(iou, thresholds)
-
+    candidates, samples = at_least_one(candidates, samples)
     flat = samples.flatten(0, 1).to(torch.promote_types(samples.dtype, torch.float32))
-    if not len(candidates):
-        lowest = flat.new_full((len(samples), top_n), -torch.inf)
-        none = torch.full_like(lowest, -1, dtype=torch.int64)
-        ranked = to_ranked_moments(candidates, none, lowest, clip_seconds, durations)
-        present = lowest.new_zeros(len(samples)) if presence is None else presence.to(lowest)
-        return replace(ranked, presence=present)
     with torch.autocast(flat.device.type, enabled=False):
         tables = tables_of(who, candidates, target, hits, 2 * len(thresholds), flat.dtype)
         placed = tables.spread(candidates.to(flat).T).T.nan_to_num(neginf=0)

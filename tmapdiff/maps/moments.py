@@ -156,11 +156,9 @@ def rank_candidates(
         - clip_seconds, durations: (B,)
     """
     check_scored("rank_candidates", candidates, scores, clip_seconds, durations)
+    candidates, scores = at_least_one(candidates, scores)
     picks = temporal_nms(candidates, scores, threshold=nms_threshold, top_n=top_n)
-    if len(candidates):
-        best = scores.gather(1, picks.clamp(min=0)).where(picks >= 0, -torch.inf)
-    else:
-        best = scores.new_full(picks.shape, -torch.inf)
+    best = scores.gather(1, picks.clamp(min=0)).where(picks >= 0, -torch.inf)
     return to_ranked_moments(candidates, picks, best, clip_seconds, durations)
 
 
@@ -178,6 +176,13 @@ def check_scored(
         check_shape(who, "clip_seconds", clip_seconds, "B", sizes)
     if durations is not None:
         check_shape(who, "durations", durations, "B", sizes)
+
+
+def at_least_one(candidates: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Return candidates, (M, 2), and their scores, (..., M); if M is 0, of one that is missing."""
+    if len(candidates):
+        return candidates, scores
+    return candidates.new_ones(1, 2), scores.new_full((*scores.shape[:-1], 1), -torch.inf)
 
 
 def candidates_of(who: str, dense: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -217,9 +222,6 @@ def to_ranked_moments(
         - clip_seconds, durations: (B,)
     """
     valid = picks >= 0
-    if not len(candidates):
-        empty = scores.new_zeros(*picks.shape, 2)
-        return RankedMoments(empty, scores, valid, empty.long())
     picked = candidates[picks.clamp(min=0)].where(valid[..., None], 0)
     if clip_seconds is None:
         moments = picked.to(torch.promote_types(scores.dtype, torch.float32))
