@@ -4,7 +4,6 @@ Input maps may have any strides. Results have durations outermost and channels i
 in which transforms and products read and write; elementwise operations keep it.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,11 +18,14 @@ from tmapdiff.kernels.map_conv.transforms import MapTransform
 
 def multiply_spectra(spectra: Tensor, kernel: Tensor) -> Tensor:
     """Multiply rotated spectra of maps with that of a kernel, at each frequency."""
-    frequencies, _, tiles, batch, channels = spectra.shape
-    shape = (frequencies, 2 * tiles * batch, channels)
-    times_i, plain = spectra[:, :2].reshape(shape), spectra[:, 1:].reshape(shape)
+    times_i, plain = _planes(spectra)
     product = torch.bmm(plain, kernel[:, 0]).baddbmm_(times_i, kernel[:, 1])
-    return product.view(frequencies, 2, tiles, batch, kernel.shape[-1])
+    return product.view(len(product), 2, *spectra.shape[2:4], kernel.shape[-1])
+
+
+def _planes(spectra: Tensor) -> tuple[Tensor, Tensor]:
+    """View the first two and the last two planes of rotated spectra: (frequencies, rows, C)."""
+    return spectra[:, :2].flatten(1, 3), spectra[:, 1:].flatten(1, 3)
 
 
 def convolve_with_spectrum(
@@ -126,54 +128,42 @@ def _gradients(
     of_x: bool,
     of_weight: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    of_maps, of_kernel, of_bias = _gradients_of_spectra(
-        gradient,
-        transform,
-        (lambda: transform.kernel(with_aligned_channels(weight))) if of_x else None,
-        (lambda: transform.forward(_durations_first(x), rotated=True)) if of_weight else None,
-    )
-    return (
-        x.new_empty(0) if of_maps is None else of_maps,
-        weight.new_empty(0) if of_kernel is None else of_kernel,
-        of_bias,
-    )
+    above = _spectra_of_gradient(gradient, transform)
+    of_maps, of_kernel = x.new_empty(0), weight.new_empty(0)
+    if of_x:
+        kernel = transform.kernel(with_aligned_channels(weight))
+        of_maps = _gradient_of_maps(above, kernel, transform)
+        del kernel
+    if of_weight:
+        spectra = transform.forward(_durations_first(x), rotated=True)
+        of_kernel = _gradient_of_kernel(above, spectra, transform, len(weight))
+    return of_maps, of_kernel, _gradient_of_bias(above, transform, len(weight))
 
 
-def _gradients_of_spectra(
-    gradient: Tensor,
-    transform: MapTransform,
-    kernel_spectrum: Callable[[], Tensor] | None,
-    map_spectra: Callable[[], Tensor] | None,
-) -> tuple[Tensor | None, Tensor | None, Tensor]:
-    """Compute the gradients of maps, kernel and bias.
+def _spectra_of_gradient(gradient: Tensor, transform: MapTransform) -> Tensor:
+    channels = aligned_channels(gradient.shape[1], gradient.device)
+    above = with_channels(_durations_first(gradient), channels, -1)
+    return transform.inverse_adjoint(above, rotated=True)
 
-    The gradient of maps needs the kernel's spectrum, that of the kernel the maps' spectra; both are
-    functions, called when needed. None skips the gradient.
-    """
-    batch, channels = gradient.shape[:2]
-    tiles = transform.num_tiles
-    frequencies, rows = transform.num_frequencies, 2 * tiles * batch
-    out_channels = aligned_channels(channels, gradient.device)
-    above = with_channels(_durations_first(gradient), out_channels, -1)
-    above = transform.inverse_adjoint(above, rotated=True)
-    plain = above[:, :2].reshape(frequencies, rows, out_channels)
-    of_maps, of_kernel = None, None
-    if kernel_spectrum is not None:
-        kernel = kernel_spectrum()
-        over_i = above[:, 1:].reshape(frequencies, rows, out_channels)
-        spectra = torch.bmm(plain, kernel[:, 0].mT).baddbmm_(over_i, kernel[:, 1].mT)
-        spectra = spectra.view(frequencies, 2, tiles, batch, spectra.shape[-1])
-        of_maps = _batch_first(transform.forward_adjoint(spectra))
-        del kernel, spectra
-    if map_spectra is not None:
-        below = map_spectra()
-        in_channels = below.shape[-1]
-        times_i = below[:, :2].reshape(frequencies, rows, in_channels)
-        below = below[:, 1:].reshape(frequencies, rows, in_channels)
-        real, imaginary = torch.bmm(plain.mT, below), torch.bmm(plain.mT, times_i)
-        of_kernel = transform.kernel_adjoint(real.mT, imaginary.mT)[:channels].contiguous()
-    of_bias = plain[0, : tiles * batch, :channels].sum(dim=0) / transform.scale
-    return of_maps, of_kernel, of_bias
+
+def _gradient_of_maps(above: Tensor, kernel: Tensor, transform: MapTransform) -> Tensor:
+    plain, over_i = _planes(above)
+    spectra = torch.bmm(plain, kernel[:, 0].mT).baddbmm_(over_i, kernel[:, 1].mT)
+    spectra = spectra.view(len(spectra), 2, *above.shape[2:4], spectra.shape[-1])
+    return _batch_first(transform.forward_adjoint(spectra))
+
+
+def _gradient_of_kernel(
+    above: Tensor, spectra: Tensor, transform: MapTransform, channels: int
+) -> Tensor:
+    plain, _ = _planes(above)
+    times_i, below = _planes(spectra)
+    real, imaginary = torch.bmm(plain.mT, below), torch.bmm(plain.mT, times_i)
+    return transform.kernel_adjoint(real.mT, imaginary.mT)[:channels].contiguous()
+
+
+def _gradient_of_bias(above: Tensor, transform: MapTransform, channels: int) -> Tensor:
+    return above[0, 0].flatten(0, 1)[:, :channels].sum(dim=0) / transform.scale
 
 
 @_backward.register_fake
@@ -233,14 +223,15 @@ class _Keeping(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():
             return _apply_backward(ctx, gradient)
-        kernel, spectra = ctx.saved_tensors[2:]
-        *wanted, of_bias = _gradients_of_spectra(
-            gradient,
-            ctx.transform,
-            None if kernel is None else lambda: kernel,
-            None if spectra is None else lambda: spectra,
+        _, weight, kernel, spectra = ctx.saved_tensors
+        transform, channels = ctx.transform, len(weight)
+        above = _spectra_of_gradient(gradient, transform)
+        return (
+            None if kernel is None else _gradient_of_maps(above, kernel, transform),
+            None if spectra is None else _gradient_of_kernel(above, spectra, transform, channels),
+            _gradient_of_bias(above, transform, channels) if ctx.needs_input_grad[2] else None,
+            None,
         )
-        return (*wanted, of_bias if ctx.needs_input_grad[2] else None, None)
 
 
 def _transform(x: Tensor, weight: Tensor, tile: int) -> MapTransform:
