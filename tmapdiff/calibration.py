@@ -23,11 +23,8 @@ class RiskCoverageCurve:
     """Accuracy when answering only the most confident queries, for every coverage.
 
     Attributes:
-        coverage: Share of queries that are answered: 1 / Q, 2 / Q, ... 1.
-        accuracy: Share of answers that are right.
-
-    Shape:
-        - coverage, accuracy: (Q,), float64
+        coverage: Share of queries that are answered: 1 / Q, 2 / Q, ... 1; (Q,), float64.
+        accuracy: Share of answers that are right, (Q,), float64.
     """
 
     coverage: Tensor
@@ -97,13 +94,9 @@ class ReliabilityBins:
     """Confidence and accuracy in nonempty bins of queries of similar confidence, ascending.
 
     Attributes:
-        confidence: Mean confidence in each bin.
-        accuracy: Share of right answers in each bin.
-        count: Queries in each bin.
-
-    Shape:
-        - confidence, accuracy: (n,), float64
-        - count: (n,), int64
+        confidence: Mean confidence in each bin, (n,), float64.
+        accuracy: Share of right answers in each bin, (n,), float64.
+        count: Queries in each bin, (n,), int64.
     """
 
     confidence: Tensor

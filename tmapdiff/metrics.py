@@ -65,7 +65,20 @@ def _annotated(
     return truth, (places < num_truths[:, None]).to(truth.device)
 
 
-class LocalizationMetrics(Gathered):
+class _MomentMetrics(Gathered):
+    """Metrics of queries with an annotated moment; rows of other queries hold NaN."""
+
+    def _answerable(self) -> Tensor:
+        """Return the rows of the queries that have an annotated moment."""
+        (rows,) = self._columns()
+        rows = rows[~rows[:, 0].isnan()]
+        if not len(rows):
+            expected = "at least one query with an annotated moment"
+            raise ArgumentError(message(type(self).__name__, expected, "none"))
+        return rows
+
+
+class LocalizationMetrics(_MomentMetrics):
     """Rank n@m and mean IoU over a data set, collected batch by batch.
 
     Rank n@m is the share of queries for which one of the first n moments has an IoU above m with an
@@ -144,12 +157,7 @@ class LocalizationMetrics(Gathered):
         Raises:
             ArgumentError: If there were no queries, or none with an annotated moment.
         """
-        (ious,) = self._columns()
-        ious = ious[~ious[:, 0].isnan()]
-        if not len(ious):
-            expected = "at least one query with an annotated moment"
-            raise ArgumentError(message("LocalizationMetrics", expected, "none"))
-        results = {}
+        ious, results = self._answerable(), {}
         for rank in self.ranks:
             best = ious[:, :rank].amax(dim=1)
             for threshold in self.thresholds:
@@ -272,7 +280,7 @@ def consensus_moments(moments: Tensor, num_moments: Tensor) -> Tensor:
     return moments[torch.arange(len(moments), device=moments.device), best]
 
 
-class DiDeMoMetrics(Gathered):
+class DiDeMoMetrics(_MomentMetrics):
     """DiDeMo's official metric: Rank@1, Rank@5 and mean IoU against several annotators.
 
     All moments of a video are ranked. The rank of a query is the mean rank of the annotated
@@ -290,17 +298,12 @@ class DiDeMoMetrics(Gathered):
     def update(
         self, predicted: Tensor | RankedMoments, truth: Tensor, num_truths: Tensor | None = None
     ) -> None:
-        """Add a batch of queries.
+        """Add a batch of queries; shapes are as in `LocalizationMetrics.update`.
 
         Args:
             predicted: All moments of the video in seconds, best first: 21 for six segments.
             truth: Moment of each annotator in seconds, including repeated ones.
             num_truths: Annotators of each query. Defaults to M.
-
-        Shape:
-            - predicted: (B, n, 2), or `RankedMoments`
-            - truth: (B, 2) or (B, M, 2)
-            - num_truths: (B,)
 
         Raises:
             ShapeError: If a shape does not fit.
@@ -322,10 +325,10 @@ class DiDeMoMetrics(Gathered):
             )
         ranks = (same.int().argmax(-1) + 1).double().masked_fill(~counted, torch.inf)
         ious = temporal_iou(ranked[:, 0, :1].double(), marked[:, :, 0].double())
-        best_ranks = ranks.sort(dim=1).values[:, : self.annotators]
-        best_ious = ious.masked_fill(~counted, -torch.inf).sort(dim=1, descending=True).values
-        best_ious = best_ious[:, : self.annotators]
-        self._rows.append((_mean_of_finite(best_ranks), _mean_of_finite(best_ious)))
+        ious = ious.masked_fill(~counted, -torch.inf).sort(dim=1, descending=True).values
+        best = torch.stack([ranks.sort(dim=1).values, ious], dim=1)[:, :, : self.annotators]
+        # There may be fewer than three annotators.
+        self._rows.append((best.where(best.isfinite(), torch.nan).nanmean(dim=2),))
 
     def compute(self) -> dict[str, float]:
         """Compute all metrics over the queries so far, in percent.
@@ -333,12 +336,7 @@ class DiDeMoMetrics(Gathered):
         Raises:
             ArgumentError: If there were no queries, or none with an annotated moment.
         """
-        ranks, ious = self._columns()
-        there = ~ranks.isnan()
-        if not bool(there.any()):
-            expected = "at least one query with an annotated moment"
-            raise ArgumentError(message("DiDeMoMetrics", expected, "none"))
-        ranks, ious = ranks[there], ious[there]
+        ranks, ious = self._answerable().T.contiguous()
         return {
             "Rank@1": 100 * (ranks <= 1).double().mean().item(),
             "Rank@5": 100 * (ranks <= 5).double().mean().item(),
@@ -347,8 +345,3 @@ class DiDeMoMetrics(Gathered):
 
     def _segments(self, moments: Tensor) -> Tensor:
         return (moments.double() / self.segment_seconds).round().long().cpu()
-
-
-def _mean_of_finite(values: Tensor) -> Tensor:
-    """Average the finite values of each row, as there may be fewer than three annotators."""
-    return values.where(values.isfinite(), torch.nan).nanmean(dim=1)

@@ -24,8 +24,9 @@ class MapGrid:
     scale `k` that starts at clip `i * 2**k` and lasts `(j + 1) * 2**k` clips: rows of a map are
     starts, columns are durations. A cell is valid when its moment ends inside the video.
 
-    When videos are shorter than the grid, pass `num_clips`, the clips of each: results then have a
-    batch axis. `device` is where results go; defaults to the device of `num_clips`, or the CPU.
+    When videos are shorter than the grid, pass `num_clips`, (B,), the clips of each, integers:
+    results then have a batch axis. `device` is where results go; defaults to the device of
+    `num_clips`, or the CPU.
     Methods raise ArgumentError for a `scale` that does not exist, and the errors of
     `check_num_clips`.
 
@@ -154,7 +155,6 @@ class MapGrid:
         """Return which cells of `scale` end inside the video, on `device`.
 
         Shape:
-            - num_clips: (B,), integer
             - returns: (N_k, A), bool; (B, N_k, A) with `num_clips`
         """
         self.check_num_clips(num_clips)
@@ -174,7 +174,6 @@ class MapGrid:
         """Return which cells of packed maps are valid, on `device`.
 
         Shape:
-            - num_clips: (B,), integer
             - returns: (cells,), bool; (B, cells) with `num_clips`
         """
         masks = [self.mask(scale, device, num_clips) for scale in range(self.num_scales)]
@@ -188,7 +187,6 @@ class MapGrid:
         Cells are `[start clip, duration in clips - 1]`.
 
         Shape:
-            - num_clips: (B,), integer
             - returns: (N, N), bool; (B, N, N) with `num_clips`
         """
         masks = [self.mask(scale, device, num_clips) for scale in range(self.num_scales)]

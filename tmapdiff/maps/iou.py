@@ -82,9 +82,7 @@ class IoUMapBuilder:
         # One annotated moment at a time: M is small, and this holds one map instead of M.
         for index in range(moments.shape[1]):
             iou = temporal_iou(candidates, moments[:, index, None])
-            if counted is not None:
-                iou = iou.where(counted[:, index, None], 0)
-            best = torch.maximum(best, iou)
+            best = torch.maximum(best, iou.where(counted[:, index, None], 0))
         return best * self.grid.packed_mask(moments.device)
 
     def check(
@@ -95,8 +93,8 @@ class IoUMapBuilder:
 
     def _checked(
         self, moments: Moments, clip_seconds: PerSample, num_moments: PerSample
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return moments (B, M, 2), clip_seconds (B,), and which moments count (B, M), or None."""
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return moments (B, M, 2), clip_seconds (B,), and which moments count (B, M)."""
         who = type(self).__name__
         every = _as_tensor(moments)
         if isinstance(every, Tensor) and every.dim() in (1, 2):
@@ -108,7 +106,11 @@ class IoUMapBuilder:
             every = every.to(torch.get_default_dtype())
         check_floating(who, "moments", every)
 
-        def per_sample(name: str, values: PerSample, dtype: torch.dtype | None) -> Tensor:
+        def per_sample(
+            name: str, values: PerSample, default: int, dtype: torch.dtype | None = None
+        ) -> Tensor:
+            if values is None:
+                return torch.full((sizes["B"],), default, dtype=dtype, device=every.device)
             found = _as_tensor(values, dtype=dtype, device=every.device)
             if isinstance(found, Tensor) and not found.dim():
                 found = found.expand(sizes["B"])
@@ -116,12 +118,9 @@ class IoUMapBuilder:
             checked: Tensor = found
             return checked
 
-        seconds, counts, counted = every.new_ones(sizes["B"]), None, None
-        if clip_seconds is not None:
-            seconds = per_sample("clip_seconds", clip_seconds, every.dtype)
-        if num_moments is not None:
-            counts = per_sample("num_moments", num_moments, None)
-            counted = torch.arange(sizes["M"], device=every.device) < counts[:, None]
+        seconds = per_sample("clip_seconds", clip_seconds, 1, every.dtype)
+        counts = per_sample("num_moments", num_moments, sizes["M"])
+        counted = torch.arange(sizes["M"], device=every.device) < counts[:, None]
         if self.validate:
             unit = "clips" if clip_seconds is None else "s"
             self._check_values(every, seconds, counts, counted, unit)
@@ -131,18 +130,17 @@ class IoUMapBuilder:
         self,
         moments: Tensor,
         clip_seconds: Tensor,
-        num_moments: Tensor | None,
-        counted: Tensor | None,
+        num_moments: Tensor,
+        counted: Tensor,
         unit: str,
     ) -> None:
         lasts = (clip_seconds > 0) & clip_seconds.isfinite()
         start, end = moments.unbind(-1)
         video_seconds = self.grid.num_clips * clip_seconds.to(moments.dtype)[:, None]
         fine = moments.isfinite().all(-1) & (start >= 0) & (end > start) & (start < video_seconds)
-        most, some = moments.shape[1], torch.ones_like(lasts)
-        if num_moments is not None and counted is not None:
-            fine = fine | ~counted
-            some = (num_moments >= 0) & (num_moments <= most)
+        fine |= ~counted
+        most = moments.shape[1]
+        some = (num_moments >= 0) & (num_moments <= most)
         if bool(lasts.all() & fine.all() & some.all()):  # together: this synchronizes
             return
 
@@ -151,7 +149,7 @@ class IoUMapBuilder:
             (row,) = _first(~lasts)
             got = f"{clip_seconds[row]:g}"
             raise ArgumentError(message(who, f"clip_seconds[{row}] > 0 and finite", got))
-        if num_moments is not None and not bool(some.all()):
+        if not bool(some.all()):
             (row,) = _first(~some)
             got = f"{num_moments[row]}"
             raise ArgumentError(message(who, f"num_moments[{row}] in 0 to {most}", got))

@@ -75,7 +75,6 @@ class MultiScaleMapSampler:
 
         if num_clips is not None:
             check_shape(who, "num_clips", num_clips, "B", sizes)
-            self.grid.check_num_clips(num_clips)
         finest, clips = maps[0], self.grid.num_clips
         dense = finest.new_full((*finest.shape[:-2], clips, clips), -torch.inf)
         for scale, scores in enumerate(maps):
