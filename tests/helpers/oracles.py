@@ -36,6 +36,12 @@ def cell_moment(scale: int, row: int, column: int) -> tuple[int, int]:
     return row * 2**scale, (row + column + 1) * 2**scale
 
 
+def candidates_of(grid: MapGrid) -> Tensor:
+    """Start and end of the distinct moments of a grid, in clips, (M, 2)."""
+    starts, columns = grid.dense_mask().nonzero(as_tuple=True)
+    return torch.stack([starts, starts + columns + 1], dim=-1)
+
+
 def looped_saliency(
     likelihood: Sequence[float], candidates: Sequence[Sequence[int]], num_clips: int
 ) -> list[float]:

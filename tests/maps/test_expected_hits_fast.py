@@ -1,6 +1,7 @@
 import pytest
 import torch
 from helpers.assertions import assert_close
+from helpers.oracles import candidates_of
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -12,10 +13,6 @@ from tmapdiff.maps.expected_hits_fast import CandidateBlocks
 
 quick = settings(max_examples=30, deadline=None)
 F64 = torch.float64
-
-
-def candidates_of(grid):
-    return MultiScaleMapSampler(grid).merge_packed(torch.zeros(0, grid.num_cells))[0]
 
 
 @st.composite

@@ -6,7 +6,7 @@ from itertools import combinations, permutations
 import pytest
 import torch
 from helpers.assertions import assert_close, refuses
-from helpers.oracles import interval_iou
+from helpers.oracles import candidates_of, interval_iou
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,7 +20,7 @@ from tmapdiff.maps.moment_sets import expected_pair_f1, expected_set_f1
 
 quick = settings(max_examples=10, deadline=None)
 GRID = MapGrid(16, 16, 1)
-CANDIDATES = MultiScaleMapSampler(GRID).merge_packed(torch.zeros(0, GRID.num_cells))[0]
+CANDIDATES = candidates_of(GRID)
 PLACES = {tuple(one): place for place, one in enumerate(CANDIDATES.tolist())}
 EVENTS = [(0, 3), (4, 7), (8, 10), (11, 16)]  # disjoint
 LONG = (0, 7)
