@@ -29,12 +29,6 @@ def test_channels_are_aligned_where_it_adds_few(channels: int, expected: int) ->
     assert aligned_channels(channels, CPU) == channels
 
 
-# Padded channels
-
-
-# All products on a GPU
-
-
 class _Products(TorchDispatchMode):
     """Collects the matrices of all products, and those with misaligned rows."""
 

@@ -1,5 +1,6 @@
 import math
 import statistics
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -141,20 +142,30 @@ def test_a_similarity_that_is_the_same_everywhere_contrasts_nowhere() -> None:
     assert bool(similarity.grad.isfinite().all())
 
 
+def cells_of(grid: MapGrid, counts: Tensor, each: int) -> Iterator[tuple[int, ...]]:
+    """Each sample with its rows, and its valid cells with their first row and that after."""
+    for sample, mask in enumerate(grid.packed_mask(num_clips=counts)):
+        for cell in mask.nonzero()[:, 0].tolist():
+            start, end = (grid.packed_moments()[cell] * each).tolist()
+            yield sample, int(counts[sample]) * each, cell, start, end
+
+
+def poisoned_rows(grid: MapGrid, counts: Tensor, each: int) -> Tensor:
+    """Rows of videos, with NaN after their ends."""
+    rows = draw(len(counts), grid.num_clips * each, 3, dtype=torch.float64)
+    after = torch.arange(rows.shape[1]) >= counts[:, None] * each
+    return rows.masked_fill(after[..., None], torch.nan)
+
+
 @pytest.mark.parametrize(("grid", "each", "num_clips"), GRIDS)
 def test_cell_means_are_means_of_slices(grid: MapGrid, each: int, num_clips: list[int]) -> None:
-    rows, counts = draw(3, grid.num_clips * each, 5, dtype=torch.float64), torch.tensor(num_clips)
-    poisoned = rows.clone()
-    for sample, clips in enumerate(num_clips):
-        poisoned[sample, clips * each :] = torch.nan
-    for found, mask in (
-        (cell_means(rows, grid), grid.packed_mask().expand(3, -1)),
-        (cell_means(poisoned, grid, counts), grid.packed_mask(num_clips=counts)),
-    ):
-        for sample in range(3):
-            for cell, (start, end) in enumerate((grid.packed_moments() * each).tolist()):
-                inside = rows[sample, start:end].mean(0)
-                assert_close(found[sample, :, cell], inside if mask[sample, cell] else 0 * inside)
+    whole = torch.full((3,), grid.num_clips)
+    for counts, given in ((whole, None), (torch.tensor(num_clips),) * 2):
+        rows = poisoned_rows(grid, counts, each)
+        found = cell_means(rows, grid, given)
+        for sample, _, cell, start, end in cells_of(grid, counts, each):
+            assert_close(found[sample, :, cell], rows[sample, start:end].mean(0))
+        assert_zero(found, ~grid.packed_mask(num_clips=counts)[:, None])
 
 
 def test_half_precision_is_computed_in_more() -> None:
@@ -183,50 +194,40 @@ def test_what_does_not_fit_is_refused() -> None:
 @pytest.mark.parametrize("each", [1, 2])
 def test_context_is_means_inside_at_the_ends_and_around(each: int) -> None:
     grid, counts = MapGrid(8, 3, 2), torch.tensor([8, 5])
-    rows = draw(2, 8 * each, 3, dtype=torch.float64)
-    rows[1, 5 * each :] = torch.nan
+    rows = poisoned_rows(grid, counts, each)
     found = cell_context(rows, grid, counts)
     assert found.shape == (2, 15, grid.num_cells)
-    moments = grid.packed_moments() * each
-    for sample, count in enumerate((counts * each).tolist()):
-        mask = grid.packed_mask(num_clips=counts)[sample]
-        assert not found[sample][:, ~mask].any()
-        for cell in mask.nonzero()[:, 0].tolist():
-            start, end = moments[cell].tolist()
-            length = end - start
-            ranges = [(start, end), (start, min(start + 2, end)), (max(end - 2, start), end)]
-            ranges += [(max(start - length, 0), start), (end, min(end + length, count))]
-            parts = [
-                rows[sample, one:other].mean(0) if other > one else torch.zeros(3).double()
-                for one, other in ranges
-            ]
-            assert_close(found[sample, :, cell], torch.cat(parts))
+    assert_zero(found, ~grid.packed_mask(num_clips=counts)[:, None])
+    for sample, count, cell, start, end in cells_of(grid, counts, each):
+        length = end - start
+        ranges = [(start, end), (start, min(start + 2, end)), (max(end - 2, start), end)]
+        ranges += [(max(start - length, 0), start), (end, min(end + length, count))]
+        parts = [
+            rows[sample, one:other].mean(0) if other > one else torch.zeros(3).double()
+            for one, other in ranges
+        ]
+        assert_close(found[sample, :, cell], torch.cat(parts))
 
 
 @pytest.mark.parametrize("each", [1, 2])
 def test_changes_at_the_ends_and_inside(each: int) -> None:
     grid, counts = MapGrid(8, 3, 2), torch.tensor([8, 5])
-    rows = draw(2, 8 * each, 3, dtype=torch.float64)
-    rows[1, 5 * each :] = torch.nan
+    rows = poisoned_rows(grid, counts, each)
     found = change_features(rows, grid, counts)
     assert found.shape == (2, len(CHANGES), grid.num_cells)
-    moments = grid.packed_moments() * each
-    for sample, count in enumerate((counts * each).tolist()):
-        own = rows[sample : sample + 1, :count]
-        mask = grid.packed_mask(num_clips=counts)[sample]
-        assert not found[sample][:, ~mask].any()
+    assert_zero(found, ~grid.packed_mask(num_clips=counts)[:, None])
+    for sample, count, cell, start, end in cells_of(grid, counts, each):
         for place, reach in enumerate(REACHES):
-            change = change_of(own, reach, torch.ones(1, 1, count).bool())[0, 0]
+            own, inside = rows[sample : sample + 1, :count], torch.ones(1, 1, count).bool()
+            change = change_of(own, reach, inside)[0, 0]
             change = (change - change.mean()) / (change.var(correction=0) + 1e-12).sqrt()
-            for cell in mask.nonzero()[:, 0].tolist():
-                start, end = moments[cell].tolist()
-                expected = [
-                    float(change[start]) if start else 0.0,
-                    float(change[end]) if end < count else 0.0,
-                    float(change[start + 1 : end].sum()) / (end - start),
-                ]
-                own_changes = found[sample, place :: len(REACHES), cell]
-                assert_close(own_changes, torch.tensor(expected, dtype=torch.float64))
+            expected = [
+                float(change[start]) if start else 0.0,
+                float(change[end]) if end < count else 0.0,
+                float(change[start + 1 : end].sum()) / (end - start),
+            ]
+            own_changes = found[sample, place :: len(REACHES), cell]
+            assert_close(own_changes, torch.tensor(expected, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("reach", [1, 3, 20])

@@ -80,43 +80,53 @@ def test_masks_and_moments_go_to_the_device():
     ("clips", "nearest"), [(65, 64), (63, 64), (66, 64), (67, 68), (2, 4), (1, 4)]
 )
 def test_clips_that_do_not_divide_name_the_nearest_that_do(clips, nearest):
-    text = (
-        f"MapGrid: expected num_clips divisible by 2**(num_scales - 1) = 4, got {clips}. "
-        f"The nearest valid value is {nearest}."
-    )
-    with refuses(ConfigError, text):
+    expected = f"num_clips divisible by 2**(num_scales - 1) = 4, got {clips}."
+    with refuses(ConfigError, f"expected {expected} The nearest valid value is {nearest}."):
         MapGrid(clips, 1, 3)
 
 
-def test_durations_longer_than_the_video_are_refused():
-    with refuses(ConfigError, "expected num_anchors <= 2, the clips of the coarsest scale, got 3."):
-        MapGrid(8, 3, 3)
-
-
-@pytest.mark.parametrize("name", ["num_clips", "num_anchors", "num_scales"])
-def test_sizes_must_be_positive(name):
-    sizes = {"num_clips": 8, "num_anchors": 2, "num_scales": 2, name: 0}
-    with refuses(ArgumentError, f"MapGrid: expected {name} to be an integer >= 1, got 0."):
-        MapGrid(**sizes)
+@pytest.mark.parametrize(
+    ("sizes", "kind", "text"),
+    [
+        ((0, 2, 2), ArgumentError, "num_clips to be an integer >= 1, got 0."),
+        ((8, 0, 2), ArgumentError, "num_anchors to be an integer >= 1, got 0."),
+        ((8, 2, 0), ArgumentError, "num_scales to be an integer >= 1, got 0."),
+        ((8, 3, 3), ConfigError, "num_anchors <= 2, the clips of the coarsest scale, got 3."),
+        ((10**9, 16, 1), ConfigError, "at most 33,554,432 cells, got 16,000,000,000"),
+        ((4, 1, 10**12), ConfigError, "num_scales <= 32, got 1000000000000."),
+    ],
+)
+def test_sizes_that_make_no_grid_are_refused(sizes, kind, text):
+    with refuses(kind, f"MapGrid: expected {text}"):
+        MapGrid(*sizes)
 
 
 def test_bad_arguments_are_refused():
-    grid = MapGrid(8, 4, 2)
-    with refuses(ArgumentError, "MapGrid: expected scale in 0 to 1, got 2."):
-        grid.mask(2)
-    with refuses(ShapeError, "MapGrid.pack: expected maps to be a list of 2, got 1."):
-        grid.pack([torch.zeros(1, 8, 4)])
-    with refuses(ShapeError, "MapGrid.pack: expected maps[1] of shape (B, 4, 4) with B = 1, got"):
-        grid.pack([torch.zeros(1, 8, 4), torch.zeros(2, 4, 4)])
-    with refuses(ShapeError, "MapGrid.unpack: expected packed of shape (B, 48), got (1, 47)."):
-        grid.unpack(torch.zeros(1, 47))
+    grid, map_of = MapGrid(8, 4, 2), torch.zeros
+    uneven = [map_of(1, 8, 4), map_of(2, 4, 4)]
+    for call, kind, text in (
+        (lambda: grid.mask(2), ArgumentError, ": expected scale in 0 to 1, got 2."),
+        (lambda: grid.pack(uneven[:1]), ShapeError, ".pack: expected maps to be a list of 2, got"),
+        (lambda: grid.pack(uneven), ShapeError, ".pack: expected maps[1] of shape (B, 4, 4) with"),
+        (
+            lambda: grid.unpack(map_of(1, 47)),
+            ShapeError,
+            ".unpack: expected packed of shape (B, 48",
+        ),
+        (
+            lambda: grid.best_iou((1, 2, 3)),
+            ShapeError,
+            ".best_iou: expected moment of shape (2), g",
+        ),
+        (lambda: grid.best_iou((1, 2), 0), ArgumentError, ".best_iou: expected clip_seconds in (0"),
+        (lambda: grid.packed_mask(num_clips=map_of(2, 1)), ShapeError, ".mask: expected num_clips"),
+        (lambda: grid.resized(9), ConfigError, ": expected num_clips divisible by 2**(num_scales"),
+    ):
+        with refuses(kind, f"MapGrid{text}"):
+            call()
     for moment in ((2, 2), (3, 1), (0, float("nan")), (0, float("inf"))):
         with refuses(ArgumentError, "MapGrid.best_iou: expected a finite moment with end > start"):
             grid.best_iou(moment)
-    with refuses(ShapeError, "MapGrid.best_iou: expected moment of shape (2), got (3,)."):
-        grid.best_iou((1, 2, 3))
-    with refuses(ArgumentError, "expected clip_seconds in (0, inf), got 0."):
-        grid.best_iou((1, 2), 0)
 
 
 @quick
@@ -150,13 +160,6 @@ def test_resized_keeps_durations_and_scales():
     grid = MapGrid(8, 2, 3)
     assert grid.resized(8) is grid
     assert grid.resized(16) == MapGrid(16, 2, 3)
-    with refuses(ConfigError, "MapGrid: expected num_clips divisible by 2**(num_scales - 1) = 4"):
-        grid.resized(10)
-
-
-def test_clips_of_videos_are_one_number_each():
-    with refuses(ShapeError, "MapGrid.mask: expected num_clips of shape (B), got (2, 1)."):
-        MapGrid(8, 2, 3).packed_mask(num_clips=torch.ones(2, 1))
 
 
 USES_OF_CLIPS = {
@@ -194,10 +197,3 @@ def test_clips_on_a_device_are_read_on_request_only():
             grid.check_num_clips(clips)
         with pytest.raises(pytest.fail.Exception, match="waits for the device"), no_host_sync():
             grid.check_num_clips(clips, wait=True)
-
-
-def test_grids_that_no_memory_holds():
-    with refuses(ConfigError, "MapGrid: expected at most 33,554,432 cells, got 16,000,000,000"):
-        MapGrid(10**9, 16, 1)
-    with refuses(ConfigError, "MapGrid: expected num_scales <= 32, got 1000000000000."):
-        MapGrid(4, 1, 10**12)
