@@ -325,20 +325,21 @@ def test_platt_fits_in_inference_mode_and_can_be_loaded_into_afterwards():
 
 def test_bad_confidences_and_truths_are_refused():
     confidence, correct = simulated(4)
-    who = "risk_coverage_curve"
-    with refuses(ShapeError, f"{who}: expected confidence of shape (Q), got (4, 1)."):
-        risk_coverage_curve(confidence[:, None], correct)
-    with refuses(ShapeError, f"{who}: expected correct of shape (Q) with Q = 4, got (3,)."):
-        risk_coverage_curve(confidence, correct[:3])
-    with refuses(ArgumentError, f"{who}: expected confidence of a floating dtype, got torch.int64"):
-        risk_coverage_curve(torch.arange(4), correct)
-    with refuses(ArgumentError, f"{who}: expected correct of dtype torch.bool, got torch.float64."):
-        risk_coverage_curve(confidence, confidence)
-    with refuses(ArgumentError, f"{who}: expected at least one query, got none."):
-        risk_coverage_curve(confidence[:0], correct[:0])
-    confidence[2] = torch.nan
-    with refuses(ArgumentError, f"{who}: expected confidence without NaN, got nan in row 2."):
-        risk_coverage_curve(confidence, correct)
+    unknown = confidence.where(torch.arange(4) != 2, torch.nan)
+    for args, kind, text in (
+        ((confidence[:, None], correct), ShapeError, "confidence of shape (Q), got (4, 1)."),
+        ((confidence, correct[:3]), ShapeError, "correct of shape (Q) with Q = 4, got (3,)."),
+        ((torch.arange(4), correct), ArgumentError, "confidence of a floating dtype"),
+        (
+            (confidence, confidence),
+            ArgumentError,
+            "correct of dtype torch.bool, got torch.float64.",
+        ),
+        ((confidence[:0], correct[:0]), ArgumentError, "at least one query, got none."),
+        ((unknown, correct), ArgumentError, "confidence without NaN, got nan in row 2."),
+    ):
+        with refuses(kind, f"risk_coverage_curve: expected {text}"):
+            risk_coverage_curve(*args)
     hint = "Turn raw scores into probabilities with PlattCalibrator."
     for bad in (torch.nan, 1.5, -0.25, torch.inf):
         confidence[2] = bad
@@ -369,31 +370,25 @@ def test_bad_settings_are_refused():
 
 
 def test_bad_features_are_refused():
-    who = "PlattCalibrator"
     features, correct = logistic(4, [1.0, 1.0], 0.0)
-    with refuses(ArgumentError, f"{who}: expected num_features to be an integer >= 1, got 0."):
-        PlattCalibrator(0)
-    with refuses(ArgumentError, f"{who}: expected fitted weights, got none. Call fit(...) first."):
-        PlattCalibrator(2)(features)
     calibrator = PlattCalibrator(2).fit(features, correct)
-    with refuses(ShapeError, f"{who}: expected features of shape (Q, F) with F = 2, got (4, 1)."):
-        calibrator(features[:, :1])
-    with refuses(ShapeError, f"{who}: expected features of shape (Q, F) with F = 2, got (4,)."):
-        calibrator.fit(features[:, 0], correct)
-    with refuses(ShapeError, f"{who}: expected correct of shape (Q) with Q = 4, got (3,)."):
-        calibrator.fit(features, correct[:3])
-    with refuses(ArgumentError, f"{who}: expected correct of dtype torch.bool, got torch.int64."):
-        calibrator.fit(features, correct.long())
-    with refuses(ArgumentError, f"{who}: expected features of a floating dtype, got torch.int64"):
-        calibrator.fit(features.long(), correct)
-    with refuses(ArgumentError, f"{who}: expected at least one query, got none."):
-        calibrator.fit(features[:0], correct[:0])
+    before, fit = calibrator.weight.clone(), calibrator.fit
+    for call, args, kind, text in (
+        (PlattCalibrator, [0], ArgumentError, "num_features to be an integer >= 1, got 0."),
+        (PlattCalibrator(2), [features], ArgumentError, "fitted weights, got none. Call fit(...)"),
+        (calibrator, [features[:, :1]], ShapeError, "features of shape (Q, F) with F = 2"),
+        (fit, [features[:, 0], correct], ShapeError, "features of shape (Q, F) with F = 2"),
+        (fit, [features, correct[:3]], ShapeError, "correct of shape (Q) with Q = 4, got (3,)."),
+        (fit, [features, correct.long()], ArgumentError, "correct of dtype torch.bool"),
+        (fit, [features.long(), correct], ArgumentError, "features of a floating dtype"),
+        (fit, [features[:0], correct[:0]], ArgumentError, "at least one query, got none."),
+    ):
+        with refuses(kind, f"PlattCalibrator: expected {text}"):
+            call(*args)
     assert calibrator(features[:0]).shape == (0,)
-    before = calibrator.weight.clone()
     for bad in (torch.nan, torch.inf, -torch.inf):
         features[2, 1] = bad
-        with refuses(ArgumentError, f"{who}: expected finite features, got {bad:g} in row 2."):
-            calibrator.fit(features, correct)
-        with refuses(ArgumentError, f"{who}: expected finite features, got {bad:g} in row 2."):
-            calibrator(features)
+        for call, args in ((fit, [features, correct]), (calibrator, [features])):
+            with refuses(ArgumentError, f"expected finite features, got {bad:g} in row 2."):
+                call(*args)
     assert_same(calibrator.weight, before)

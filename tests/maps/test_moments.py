@@ -80,26 +80,12 @@ def test_ranking_equals_a_loop_over_cells(grid, top_n, threshold):
         assert (ranked.moments[row, missing] == 0).all()
 
 
-def test_map_without_candidates_ranks_nothing():
-    ranked = rank_moments(torch.rand(2, 4, 4), torch.zeros(4, 4, dtype=torch.bool), torch.ones(2))
-    assert not ranked.valid.any()
-    assert ranked.moments.shape == (2, 5, 2)
-
-
 def test_bad_arguments_are_refused():
     good = {"moments": torch.rand(4, 2), "scores": torch.rand(2, 4), "threshold": 0.5, "top_n": 1}
     for changes, kind, text in (
         ({"scores": torch.rand(4)}, ShapeError, "scores of shape (B, M), got (4,)."),
-        (
-            {"moments": torch.rand(3, 2)},
-            ShapeError,
-            "moments of shape (M, 2) with M = 4, got (3, 2)",
-        ),
-        (
-            {"moments": torch.rand(1, 4, 2)},
-            ShapeError,
-            "moments of shape (B, M, 2) with B = 2, M = 4",
-        ),
+        ({"moments": torch.rand(3, 2)}, ShapeError, "moments of shape (M, 2) with M = 4"),
+        ({"moments": torch.rand(1, 4, 2)}, ShapeError, "moments of shape (B, M, 2) with B = 2"),
         ({"threshold": 1.5}, ArgumentError, "threshold in [0, 1], got 1.5."),
         ({"top_n": 0}, ArgumentError, "top_n to be an integer >= 1, got 0."),
     ):
@@ -217,6 +203,12 @@ def test_candidates_that_do_not_fit_are_refused():
     ):
         with refuses(ShapeError, f"rank_candidates: expected {text}"):
             rank_candidates(**{**good, **changes})
-    none = rank_candidates(candidates[:0], scores[:, :0], seconds, top_n=2)
-    assert not bool(none.valid.any())
-    assert none.moments.shape == (3, 2, 2)
+
+
+def test_without_candidates_nothing_is_ranked():
+    nowhere = torch.zeros(4, 4, dtype=torch.bool)
+    for seconds in (None, torch.ones(2)):
+        ranked = rank_moments(torch.rand(2, 4, 4), nowhere, seconds)
+        assert not bool(ranked.valid.any() | ranked.moments.any() | ranked.clips.any())
+        assert bool((ranked.scores == -torch.inf).all())
+        assert ranked.moments.shape == ranked.clips.shape == (2, 5, 2)

@@ -82,17 +82,17 @@ def test_features_are_sampled_and_merged_channel_by_channel():
 
 
 def test_wrong_shapes_are_refused():
-    sampler = MultiScaleMapSampler(GRID)
-    with refuses(ShapeError, "split: expected dense of shape (B, 8, 8), got (1, 8, 7). Features"):
-        sampler.split(torch.zeros(1, 8, 7))
-    with refuses(ShapeError, "merge: expected maps to be a list of 2, got 1."):
-        sampler.merge([torch.zeros(1, 8, 4)])
-    with refuses(ShapeError, "merge: expected maps to be a list of 2, got Tensor."):
-        sampler.merge(torch.zeros(2, 1, 8, 4))
-    with refuses(
-        ShapeError, "merge: expected maps[1] of shape (B, 4, 4) with B = 1, got (2, 4, 4)"
+    sampler, fine = MultiScaleMapSampler(GRID), torch.zeros(1, 8, 4)
+    for call, args, text in (
+        (sampler.split, [torch.zeros(1, 8, 7)], "dense of shape (B, 8, 8), got (1, 8, 7)."),
+        (sampler.merge, [[fine]], "maps to be a list of 2, got 1."),
+        (sampler.merge, [torch.zeros(2, 1, 8, 4)], "maps to be a list of 2, got Tensor."),
+        (sampler.merge, [[fine, torch.zeros(2, 4, 4)]], "maps[1] of shape (B, 4, 4) with B = 1"),
+        (sampler.merge_packed, [torch.zeros(2, 47)], "packed of shape (B, 48), got (2, 47)."),
+        (sampler.merge_packed, [torch.zeros(2, 48), torch.ones(3)], "num_clips of shape (B)"),
     ):
-        sampler.merge([torch.zeros(1, 8, 4), torch.zeros(2, 4, 4)])
+        with refuses(ShapeError, f"MultiScaleMapSampler.{call.__name__}: expected {text}"):
+            call(*args)
 
 
 @pytest.mark.parametrize("channels", [None, 2])
@@ -185,11 +185,3 @@ def test_a_device_is_waited_for_once_a_grid(monkeypatch):
             sampler.merge(GRID.unpack(given[0]), given[1])
     assert candidates.device.type == scores.device.type == "cuda"
     assert scores.shape == (2, len(candidates))
-
-
-def test_packed_maps_that_do_not_fit_are_refused():
-    sampler, who = MultiScaleMapSampler(GRID), "MultiScaleMapSampler.merge_packed: expected"
-    with refuses(ShapeError, f"{who} packed of shape (B, 48), got (2, 47)."):
-        sampler.merge_packed(torch.zeros(2, 47))
-    with refuses(ShapeError, f"{who} num_clips of shape (B) with B = 2, got (3,)."):
-        sampler.merge_packed(torch.zeros(2, 48), torch.ones(3))
