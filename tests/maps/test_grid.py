@@ -102,25 +102,16 @@ def test_sizes_that_make_no_grid_are_refused(sizes, kind, text):
 
 
 def test_bad_arguments_are_refused():
-    grid, map_of = MapGrid(8, 4, 2), torch.zeros
-    uneven = [map_of(1, 8, 4), map_of(2, 4, 4)]
+    grid, uneven = MapGrid(8, 4, 2), [torch.zeros(1, 8, 4), torch.zeros(2, 4, 4)]
     for call, kind, text in (
         (lambda: grid.mask(2), ArgumentError, ": expected scale in 0 to 1, got 2."),
-        (lambda: grid.pack(uneven[:1]), ShapeError, ".pack: expected maps to be a list of 2, got"),
-        (lambda: grid.pack(uneven), ShapeError, ".pack: expected maps[1] of shape (B, 4, 4) with"),
-        (
-            lambda: grid.unpack(map_of(1, 47)),
-            ShapeError,
-            ".unpack: expected packed of shape (B, 48",
-        ),
-        (
-            lambda: grid.best_iou((1, 2, 3)),
-            ShapeError,
-            ".best_iou: expected moment of shape (2), g",
-        ),
-        (lambda: grid.best_iou((1, 2), 0), ArgumentError, ".best_iou: expected clip_seconds in (0"),
-        (lambda: grid.packed_mask(num_clips=map_of(2, 1)), ShapeError, ".mask: expected num_clips"),
-        (lambda: grid.resized(9), ConfigError, ": expected num_clips divisible by 2**(num_scales"),
+        (lambda: grid.pack(uneven[:1]), ShapeError, ".pack: expected maps to be a list of 2"),
+        (lambda: grid.pack(uneven), ShapeError, ".pack: expected maps[1] of shape (B, 4, 4)"),
+        (lambda: grid.unpack(uneven[0]), ShapeError, ".unpack: expected packed of shape (B, 48)"),
+        (lambda: grid.best_iou((1, 2, 3)), ShapeError, ".best_iou: expected moment of shape (2)"),
+        (lambda: grid.best_iou((1, 2), 0), ArgumentError, ".best_iou: expected clip_seconds"),
+        (lambda: grid.mask(0, num_clips=uneven[0]), ShapeError, ".mask: expected num_clips"),
+        (lambda: grid.resized(9), ConfigError, ": expected num_clips divisible by"),
     ):
         with refuses(kind, f"MapGrid{text}"):
             call()
