@@ -12,11 +12,11 @@ from helpers.host_sync import no_host_sync, on_a_device
 from helpers.oracles import interval_iou
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.nn.utils.rnn import pad_sequence
 
 from tmapdiff import CalibrationMetrics, LocalizationMetrics, RankedMoments
 from tmapdiff.data import AnnotationSet, load_didemo
 from tmapdiff.errors import ArgumentError, ShapeError
+from tmapdiff.evaluation import evaluate_didemo_prior
 from tmapdiff.metrics import DiDeMoMetrics, SetMetrics, best_ious, consensus_moments
 
 quick = settings(max_examples=40, deadline=None)
@@ -223,17 +223,7 @@ def test_didemo_gives_the_known_values_of_the_official_files(load_official, spli
     """
     items = load_official(split)
     if split == "val":
-        frequency = Counter(moment for item in items for moment in item.moments)
-        everything = [tuple(one) for one in in_seconds(all_segments(6))]
-        ranking = sorted(everything, key=lambda moment: -frequency[moment])
-        metrics = DiDeMoMetrics()
-        for duration in {item.duration for item in items}:
-            alike = [item for item in items if item.duration == duration]
-            answer = torch.tensor([one for one in ranking if one[1] <= duration])
-            truth = pad_sequence([torch.tensor(item.moments) for item in alike], batch_first=True)
-            counts = torch.tensor([len(item.moments) for item in alike])
-            metrics.update(answer.expand(len(alike), -1, -1), truth, counts)
-        found = metrics.compute()
+        found = evaluate_didemo_prior(items, items)
         assert found["Rank@1"] == pytest.approx(18.6842, abs=1e-4)
         assert found["mIoU"] == pytest.approx(25.2216, abs=1e-4)
     # Any three annotators, over all answers.
