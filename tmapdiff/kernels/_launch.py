@@ -2,6 +2,7 @@
 
 import os
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -116,6 +117,15 @@ def ceil_div(size: int, part: int) -> int:
     return -(-size // part)
 
 
-def warps_for(elements: int) -> int:
-    """Return the warps of a program for `elements`, at 32 per thread: 1 to 16."""
-    return min(max(elements // 1024, 1), 16)
+def tile_constants(
+    maps: Tensor, mask: Tensor | None, columns: int, cells: int, channels: int
+) -> dict[str, Any]:
+    """Return the compile-time constants of kernels on tiles of (`cells`, `channels`)."""
+    return {
+        "HAS_MASK": mask is not None,
+        "SKIP": maps.stride(1) == 1,
+        "COLUMNS": columns,
+        "CELLS": cells,
+        "CHANNELS": channels,
+        "num_warps": min(max(cells * channels // 1024, 1), 16),  # 32 elements per thread
+    }

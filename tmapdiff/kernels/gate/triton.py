@@ -13,7 +13,7 @@ from tmapdiff.kernels._launch import (
     cell_strides,
     mask_bytes,
     power_of_2,
-    warps_for,
+    tile_constants,
     within_reach,
 )
 from tmapdiff.kernels._tiles import (
@@ -114,17 +114,6 @@ def _backward(
         tl.store(where, dgate, mask=cell < cells)
 
 
-def _constants(
-    convolved: Tensor, mask: Tensor | None, channels: int, columns: int
-) -> dict[str, Any]:
-    return {
-        "SHARED": convolved.shape[1] == channels + 1,
-        "HAS_MASK": mask is not None,
-        "SKIP": convolved.stride(1) == 1,
-        "COLUMNS": columns,
-    }
-
-
 def _tile_of(channels: int, cells: int) -> tuple[int, int]:
     """Return the cells and channels of a tile."""
     tile_channels = min(power_of_2(channels), _CHANNELS)
@@ -154,9 +143,8 @@ def _gate_op(convolved: Tensor, mask: Tensor | None, channels: int) -> Tensor:
         _forward[(batch * cell_tiles * channel_tiles,)](
             convolved, valid, y, cells, channels, cell_tiles, channel_tiles,
             *convolved_strides, mask_batch, *y_strides,
-            **_constants(convolved, mask, channels, columns),
-            CELLS=tile_cells, CHANNELS=tile_channels,
-            num_warps=warps_for(tile_cells * tile_channels),
+            **tile_constants(convolved, mask, columns, tile_cells, tile_channels),
+            SHARED=convolved.shape[1] == channels + 1,
         )  # fmt: skip
     return y
 
@@ -182,9 +170,8 @@ def _gate_backward_op(dy: Tensor, convolved: Tensor, mask: Tensor | None, channe
         _backward[(batch * cell_tiles,)](
             dy, convolved, valid, dconvolved, cells, channels, cell_tiles,
             *dy_strides, *convolved_strides, mask_batch, *dconvolved_strides,
-            **_constants(convolved, mask, channels, columns),
-            CELLS=tile_cells, CHANNELS=tile_channels,
-            num_warps=warps_for(tile_cells * tile_channels),
+            **tile_constants(convolved, mask, columns, tile_cells, tile_channels),
+            SHARED=convolved.shape[1] == channels + 1,
         )  # fmt: skip
     return dconvolved
 

@@ -18,7 +18,7 @@ from tmapdiff.kernels._launch import (
     cell_strides,
     mask_bytes,
     power_of_2,
-    warps_for,
+    tile_constants,
     within_reach,
 )
 from tmapdiff.kernels._tiles import load, load_tile, tile_offsets, valid_tile
@@ -248,15 +248,8 @@ class _Tiling(NamedTuple):
 
     def constants(self, x: Tensor, mask: Tensor | None, columns: int) -> dict[str, Any]:
         """Return the compile-time constants of kernels."""
-        return {
-            "WIDTH": self.width,
-            "HAS_MASK": mask is not None,
-            "SKIP": x.stride(1) == 1,
-            "COLUMNS": columns,
-            "CELLS": self.cells,
-            "CHANNELS": self.channels,
-            "num_warps": warps_for(self.cells * self.channels),
-        }
+        constants = tile_constants(x, mask, columns, self.cells, self.channels)
+        return {"WIDTH": self.width, **constants}
 
 
 def _tile(rows: int, width: int, cells: int, most: int) -> _Tiling:
