@@ -4,6 +4,7 @@ import json
 import os
 from dataclasses import replace
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,7 @@ from tmapdiff.evaluation import (
 )
 
 RNG = np.random.default_rng(0)
+judge = partial(evaluate_predictions, protocol="qvhighlights")
 
 
 def moments(count: int, duration: int) -> tuple[tuple[float, float], ...]:
@@ -91,7 +93,7 @@ def clip_precision(scores, positive) -> Fraction:
 
 def test_equals_loops():
     predictions, annotations = draw_set(60)
-    found = evaluate_predictions(reversed(predictions), annotations, protocol="qvhighlights")
+    found = judge(reversed(predictions), annotations)
     pairs = list(zip(predictions, annotations, strict=True))
     lengths = {"full": (0, 1000), "short": (0, 10), "middle": (10, 30), "long": (30, 150)}
     expected = {}
@@ -128,7 +130,7 @@ def test_equals_loops():
 def test_of_moments_that_fit_equally_the_last_is_found():
     item = Annotation(0, "v", "a query", 20.0, ((0.0, 8.0), (4.0, 12.0)))
     prediction = Prediction(0, "a query", "v", ((0.0, 12.0, 0.9), (0.0, 8.0, 0.8)))
-    found = evaluate_predictions([prediction], AnnotationSet([item]), protocol="qvhighlights")
+    found = judge([prediction], AnnotationSet([item]))
     assert found["MR-full-mAP@0.5"] == 100
 
 
@@ -143,7 +145,7 @@ def captions_root() -> Path:
 def test_equals_what_the_official_evaluation_printed(captions_root):
     predictions = read_submission(captions_root / "peer_predictions" / "sample_val_preds.jsonl")
     annotations = load_moment_jsonl(captions_root / "highlight_val_release.jsonl")
-    found = evaluate_predictions(predictions, annotations, protocol="qvhighlights")
+    found = judge(predictions, annotations)
     path = captions_root / "peer_predictions" / "sample_val_preds_metrics_raw.json"
     printed = json.loads(path.read_text())
     expected = printed.pop("brief")
@@ -161,28 +163,26 @@ def test_equals_what_the_official_evaluation_printed(captions_root):
 def test_without_saliency_there_are_no_highlights_and_with_some_of_it_no_answer():
     predictions, annotations = draw_set(3)
     bare = [replace(one, saliency=None) for one in predictions]
-    found = evaluate_predictions(bare, annotations, protocol="qvhighlights")
+    found = judge(bare, annotations)
     assert found
     assert not any(name.startswith("HL") for name in found)
     # A video shorter than a clip has no scores.
     short = replace(predictions[0], saliency=())
-    assert "HL-min-Fair-mAP" in evaluate_predictions(
-        [short, *predictions[1:]], annotations, protocol="qvhighlights"
-    )
+    assert "HL-min-Fair-mAP" in judge([short, *predictions[1:]], annotations)
     with refuses(ArgumentError, "saliency in all predictions or in none, got 1 of 3 without"):
-        evaluate_predictions([*predictions[:2], bare[2]], annotations, protocol="qvhighlights")
+        judge([*predictions[:2], bare[2]], annotations)
 
 
 def test_highlights_are_of_the_queries_that_were_rated():
     predictions, annotations = draw_set(6)
     some = AnnotationSet([*annotations[:4], *(replace(a, saliency=None) for a in annotations[4:])])
-    found = evaluate_predictions(predictions, some, protocol="qvhighlights")
-    rated = evaluate_predictions(predictions[:4], annotations[:4], protocol="qvhighlights")
+    found = judge(predictions, some)
+    rated = judge(predictions[:4], annotations[:4])
     assert {name: rated[name] for name in rated if name.startswith("HL")} == {
         name: found[name] for name in found if name.startswith("HL")
     }
     none = AnnotationSet([replace(item, saliency=None) for item in annotations])
-    found = evaluate_predictions(predictions, none, protocol="qvhighlights")
+    found = judge(predictions, none)
     assert not any(name.startswith("HL") for name in found)
 
 
@@ -195,7 +195,7 @@ def test_lengths_that_no_moment_has_are_left_out_and_the_longest_have_none():
     ):
         annotations = AnnotationSet([Annotation(0, "v", "a query", 200.0, (moment,))])
         prediction = Prediction(0, "a query", "v", ((*moment, 1.0),))
-        found = evaluate_predictions([prediction], annotations, protocol="qvhighlights")
+        found = judge([prediction], annotations)
         assert {name.split("-")[1] for name in found} == lengths
         assert set(found.values()) == {100}
         found = evaluate_predictions(
@@ -224,7 +224,7 @@ def test_a_model_is_judged_as_its_submission(dataset, ranking, tmp_path):
     assert 5 < max(len(one.windows) for one in found.predictions) <= 10
     write_submission(found.predictions, tmp_path / "predictions.jsonl")
     for predictions in (found.predictions, read_submission(tmp_path / "predictions.jsonl")):
-        official = evaluate_predictions(predictions, dataset.annotations, protocol="qvhighlights")
+        official = judge(predictions, dataset.annotations)
         expected = evaluate_predictions(predictions, dataset.annotations) | official
         assert found.metrics == pytest.approx(expected, abs=1e-3)
     assert list(found.metrics) == list(expected)
@@ -270,7 +270,7 @@ def test_other_protocols_and_their_options_are_refused():
     with refuses(ConfigError, "protocol"):
         evaluate_predictions(predictions, annotations, protocol="ranks")
     with refuses(ArgumentError, "no ranks, thresholds or strict with protocol 'qvhighlights'"):
-        evaluate_predictions(predictions, annotations, ranks=(1,), protocol="qvhighlights")
+        judge(predictions, annotations, ranks=(1,))
 
 
 def test_saliency_is_read_and_written(tmp_path):

@@ -45,7 +45,6 @@ def test_refuses() -> None:
         ({"convolved": draw(2, 5, ROWS)}, ShapeError, "map features of shape (B, C, N"),
         ({"convolved": draw(2, 6, ROWS, COLUMNS)}, ShapeError, "4 channels and a gate of 1 or 4"),
         ({"mask": triangle(ROWS, 2)}, ShapeError, "mask of shape (N_k, A) with N_k = 5"),
-        ({"mask": triangle(ROWS, COLUMNS).float()}, ShapeError, "a mask of dtype bool"),
     ):
         with refuses(kind, f"gate_features: expected {text}"):
             gate_features(**{**maps, "channels": 4, **changes})
