@@ -1,6 +1,5 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from itertools import pairwise
 
 import pytest
@@ -257,13 +256,12 @@ def test_the_fast_form_covers_as_the_definition(grid, seed, top_n, thresholds, w
     likelihood = torch.rand(3, len(moments), generator=random, dtype=torch.float64)
     valid = torch.rand(3, len(moments), generator=random) < 0.7
     likelihood = (likelihood * valid).softmax(dim=1)
-    hits, layers = partial(soft_hits, thresholds=thresholds), 2 * len(thresholds)
     with way():
-        tables = fast.tables_of("", moments, rescale_iou, hits, layers, torch.float64)
+        tables = fast.tables_of("", moments, rescale_iou, torch.float64, thresholds)
         assert bool(tables.layers) is (way is on_the_host)
         picks, gains = tables.cover(likelihood, valid, top_n)
-    all_hits = hits(temporal_iou(moments[:, None], moments))
-    expected_picks, expected_gains = cover(likelihood, all_hits, valid, top_n)
+    hits = soft_hits(temporal_iou(moments[:, None], moments), thresholds)
+    expected_picks, expected_gains = cover(likelihood, hits, valid, top_n)
     assert_close(gains[picks >= 0], expected_gains[picks >= 0])
     assert torch.equal(picks < 0, expected_picks < 0)
     # Equal gains may be picked in any order.

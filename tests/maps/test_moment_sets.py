@@ -199,7 +199,7 @@ def test_the_fast_form_excludes_as_the_definition():
     def excludes(index):
         return temporal_iou(moments, moments[index][:, None]) > 0.2
 
-    tables = fast.tables_of("", CANDIDATES, rescale_iou, soft_hits, 4, torch.float64)
+    tables = fast.tables_of("", CANDIDATES, rescale_iou, torch.float64)
     found = tables.cover(likelihood, valid, 6, excludes=excludes)
     expected = cover(likelihood, hits, valid, 6, excludes=excludes)
     assert torch.equal(found[0], expected[0])

@@ -7,14 +7,13 @@ from tmapdiff.maps.expected_hits import (
     expect_map,
     rank_by_expected_hits,
     rank_candidates_by_expected_hits,
-    soft_hits,
 )
 from tmapdiff.maps.grid import MapGrid
 from tmapdiff.maps.iou import IoUMapBuilder
 from tmapdiff.maps.moment_sets import read_moment_sets
 from tmapdiff.maps.moments import RankedMoments, rank_candidates, rank_moments, temporal_nms
 from tmapdiff.maps.multiscale import MultiScaleMapSampler
-from tmapdiff.maps.overlap import temporal_iou
+from tmapdiff.maps.overlap import soft_hits, temporal_iou
 from tmapdiff.maps.saliency import clip_saliency, map_saliency, resample_saliency
 
 __all__ = [  # in the order the data flows

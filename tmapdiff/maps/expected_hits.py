@@ -4,7 +4,6 @@
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -19,9 +18,9 @@ from tmapdiff.maps.moments import (
     check_scored,
     to_ranked_moments,
 )
+from tmapdiff.maps.overlap import soft_hits
 
 _FLOOR = 1e-6  # least expected score, so that no single cell rules a moment out
-_LAYERS = 4  # two for each default threshold of `soft_hits`
 Table = Tensor | PairBand  # a matrix over pairs of candidates, (M, M)
 
 
@@ -126,36 +125,6 @@ def deconvolve_map(
         return deconvolve(scores.to(response), valid, response.T, response, num_iterations)
 
 
-def soft_hits(iou: Tensor, thresholds: Sequence[float] = (0.5, 0.7), width: float = 0.05) -> Tensor:
-    """Return how much a moment counts as a hit, averaged over the thresholds of Rank@m.
-
-    Each threshold is a smooth logistic step, as IoU is only known to the precision of a cell.
-
-    Args:
-        iou: IoU with the true moment, in [0, 1].
-        thresholds: IoUs above which a moment hits.
-        width: IoU above a threshold at which its step reaches 0.73.
-
-    Shape:
-        - iou: (...)
-        - returns: (...), in [0, 1]
-
-    Raises:
-        ArgumentError: If `thresholds` is not a list or is empty, a threshold is outside [0, 1], or
-            `width` is not positive.
-    """
-    who = "soft_hits"
-    if not isinstance(thresholds, list | tuple):
-        expected = "thresholds to be a list or tuple"
-        raise ArgumentError(message(who, expected, type(thresholds).__name__))
-    if not thresholds:
-        raise ArgumentError(message(who, "at least one threshold", "none"))
-    checked = [check_range(who, "threshold", threshold, 0, 1) for threshold in thresholds]
-    check_range(who, "width", width, 0, open_low=True)
-    steps = [torch.sigmoid((iou - threshold) / width) for threshold in checked]
-    return torch.stack(steps).mean(dim=0)
-
-
 def rank_by_expected_hits(
     dense: Tensor,
     mask: Tensor,
@@ -256,8 +225,7 @@ def rank_candidates_by_expected_hits(
     who = "rank_candidates_by_expected_hits"
     check_scored(who, candidates, scores, clip_seconds, durations)
     check_int(who, "top_n", top_n, at_least=1)
-    hits = partial(soft_hits, thresholds=thresholds)
-    hits(scores.new_zeros(0))  # checks the thresholds
+    soft_hits(scores.new_zeros(0), thresholds)  # checks the thresholds
     check_int(who, "num_iterations", num_iterations, at_least=1)
     check_bool(who, "highest_first", highest_first)
     check_range(who, "temperature", temperature, 0, open_low=True)
@@ -266,7 +234,7 @@ def rank_candidates_by_expected_hits(
     gains = scores.new_empty(len(scores), top_n)
     picks = torch.empty_like(gains, dtype=torch.int64)
     with torch.autocast(scores.device.type, enabled=False):
-        tables = tables_of(who, candidates, target, hits, 2 * len(thresholds), scores.dtype)
+        tables = tables_of(who, candidates, target, scores.dtype, thresholds)
         for part, likelihood, valid in likelihoods_of(tables, scores, num_iterations):
             if temperature != 1:
                 likelihood = _temper(likelihood, temperature)
@@ -310,7 +278,7 @@ def candidate_likelihoods(
     found = torch.empty_like(scores)
     # Answers need full precision, even if the model's forward pass does not.
     with torch.autocast(scores.device.type, enabled=False):
-        tables = tables_of(who, candidates, target, soft_hits, _LAYERS, scores.dtype)
+        tables = tables_of(who, candidates, target, scores.dtype)
         for part, likelihood, _ in likelihoods_of(tables, scores, num_iterations):
             found[part] = tables.gather(likelihood)
     return found
@@ -371,6 +339,6 @@ def expect_map(
     check_shape(who, "likelihood", likelihood, "B M", sizes)
     wide = likelihood.to(torch.promote_types(likelihood.dtype, torch.float32))
     with torch.autocast(wide.device.type, enabled=False):
-        tables = tables_of(who, candidates, target, soft_hits, _LAYERS, wide.dtype)
+        tables = tables_of(who, candidates, target, wide.dtype)
         spread = tables.spread(wide).clamp(min=0)
         return tables.gather((tables.response @ spread.T.contiguous()).T).contiguous()

@@ -9,9 +9,9 @@ size does not depend on the video's length.
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from typing import NamedTuple
 
 import torch
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from tmapdiff._core.checks import check_shape, message
 from tmapdiff.errors import ArgumentError
-from tmapdiff.maps.overlap import temporal_iou
+from tmapdiff.maps.overlap import soft_hits, temporal_iou
 
 Elementwise = Callable[[Tensor], Tensor]
 Excludes = Callable[[Tensor], Tensor]  # from picks, (B,), to candidates that they rule out, (B, M)
@@ -332,17 +332,17 @@ def tables_of(
     who: str,
     candidates: Tensor,
     target: Elementwise,
-    hits: Elementwise,
-    num_layers: int,
     dtype: torch.dtype,
+    thresholds: Sequence[float] = (0.5, 0.7),
 ) -> Tables:
-    """Return the tables of `candidates`, (M, 2), cached; `target` and `hits` read the IoU.
+    """Return the tables of `candidates`, (M, 2), for `soft_hits` above `thresholds`; cached.
 
     Raise ArgumentError or ShapeError unless `target` is an elementwise function.
     """
     if not callable(target):
         hint = "Pass a function of the IoU, such as get_objective('mse-rescaled').target."
         raise ArgumentError(message(who, "target to be a function", repr(target), hint))
+    hits, num_layers = partial(soft_hits, thresholds=thresholds), 2 * len(thresholds)
     many = len(candidates) ** 2 > _LARGEST_KEPT
     blocks = CandidateBlocks.find(candidates) if many else None
     if blocks is not None:

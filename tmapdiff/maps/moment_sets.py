@@ -13,10 +13,10 @@ from torch import Tensor
 
 from tmapdiff._core.checks import check_int, check_range, check_shape, message
 from tmapdiff.errors import ArgumentError
-from tmapdiff.maps.expected_hits import likelihoods_of, soft_hits
+from tmapdiff.maps.expected_hits import likelihoods_of
 from tmapdiff.maps.expected_hits_fast import Elementwise, Excludes, Tables, tables_of
 from tmapdiff.maps.moments import RankedMoments, at_least_one, check_scored, to_ranked_moments
-from tmapdiff.maps.overlap import temporal_iou
+from tmapdiff.maps.overlap import soft_hits, temporal_iou
 
 _Sets = tuple[Tensor, Tensor, Tensor]  # picks (B, n), padded with -1; hits (B, n); present (B,)
 
@@ -132,7 +132,7 @@ def read_moment_sets(
     candidates, samples = at_least_one(candidates, samples)
     flat = samples.flatten(0, 1).to(torch.promote_types(samples.dtype, torch.float32))
     with torch.autocast(flat.device.type, enabled=False):
-        tables = tables_of(who, candidates, target, hits, 2 * len(thresholds), flat.dtype)
+        tables = tables_of(who, candidates, target, flat.dtype, thresholds)
         placed = tables.spread(candidates.to(flat).T).T.nan_to_num(neginf=0)
 
         def excludes(index: Tensor) -> Tensor:
