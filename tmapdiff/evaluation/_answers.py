@@ -35,13 +35,12 @@ def localize_all(
     check_int("evaluate", "batch_size", batch_size, at_least=1)
     check_int("evaluate", "seed", seed, at_least=0)
     count = check_int("evaluate", "queries", len(dataset), at_least=1)  # type: ignore[arg-type]
-    check_fixed("evaluate", dataset)
     model = model.evaluation_view()  # once for all batches
     first = 0
     if accelerator is not None:
         share = share_of(count, accelerator.num_processes, accelerator.process_index)
         dataset, first = Subset(dataset, share), share.start
-    for batch in whole_batches(dataset, batch_size):
+    for batch in batches("evaluate", dataset, batch_size):
         positions = range(first, first + len(batch))
         first += len(batch)
         batch = batch.to(model.device)
@@ -75,12 +74,6 @@ def localize_batch(
     )
 
 
-def whole_batches(dataset: Dataset[Any], batch_size: int) -> Iterator[MomentBatch]:
-    for batch in batches(dataset, batch_size):
-        check_whole(batch)
-        yield batch
-
-
 def check_fixed(who: str, dataset: Dataset[Any]) -> None:
     """Raise ArgumentError if a data set draws its negative queries anew at each access."""
     if share := getattr(dataset, "negatives", 0.0):
@@ -95,12 +88,19 @@ def check_whole(batch: MomentBatch) -> None:
         raise ArgumentError(message("evaluate", "whole videos", "windows of them", hint))
 
 
-def batches(dataset: Dataset[Any], batch_size: int) -> DataLoader[Any]:
+def batches(
+    who: str, dataset: Dataset[Any], batch_size: int, *, windows: bool = False
+) -> Iterator[MomentBatch]:
+    """Yield the queries in order, which must be fixed and, without `windows`, of whole videos."""
+    check_fixed(who, dataset)
     # Without its own generator, the loader would draw from torch's, and an evaluation between
     # epochs would change later training noise.
-    return DataLoader(
+    for batch in DataLoader(
         dataset, batch_size=batch_size, collate_fn=collate_moments, generator=torch.Generator()
-    )
+    ):
+        if not windows:
+            check_whole(batch)
+        yield batch
 
 
 class Answers(Gathered):

@@ -13,7 +13,7 @@ from tmapdiff._core.checks import check_choice, check_int, message
 from tmapdiff.data import SEGMENT_SECONDS, AnnotationSet, MomentBatch, Prediction
 from tmapdiff.data._spelling import find_spelling
 from tmapdiff.errors import ArgumentError, ShapeError
-from tmapdiff.evaluation._answers import batches, check_fixed, whole_batches, windows_of
+from tmapdiff.evaluation._answers import batches, windows_of
 from tmapdiff.evaluation._qvhighlights import (
     MOST_WINDOWS,
     annotations_of,
@@ -176,10 +176,9 @@ def fit_moment_prior(grid: MapGrid, dataset: Dataset[Any], *, threshold: float =
         ArgumentError: If no query has a moment, or the data set has random negatives
             (`with_negatives`).
     """
-    check_fixed("fit_moment_prior", dataset)
     build = IoUMapBuilder(grid)
     hits, count = torch.zeros(grid.num_cells, dtype=torch.float64), 0
-    for batch in batches(dataset, _BATCH_SIZE):
+    for batch in batches("fit_moment_prior", dataset, _BATCH_SIZE, windows=True):
         iou = build.packed(batch.moments, batch.clip_seconds, batch.num_moments)
         if batch.num_clips is not None:
             iou = iou.masked_fill(~grid.packed_mask(num_clips=batch.num_clips), 0)
@@ -282,9 +281,8 @@ def _evaluate(
     """Evaluate `answer`, which returns the grid and the packed maps of a batch."""
     check_choice("evaluate", "protocol", protocol, get_args(PredictionProtocol))
     annotations = annotations_of("evaluate", dataset, protocol)
-    check_fixed("evaluate", dataset)
     metrics, predictions = LocalizationMetrics(), []
-    for batch in whole_batches(dataset, _BATCH_SIZE):
+    for batch in batches("evaluate", dataset, _BATCH_SIZE):
         grid, maps = answer(batch)
         ranked = rank_candidates(
             *MultiScaleMapSampler(grid).merge_packed(maps, batch.num_clips),

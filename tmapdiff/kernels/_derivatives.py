@@ -45,8 +45,7 @@ def with_second_gradient(
     """Add second derivatives to an operation's result, from a `function` that computes the same."""
     if not result.requires_grad or torch.compiler.is_compiling():
         return result
-    passed: Tensor = _SecondGradient.apply(function, result, *inputs)
-    return passed
+    return _SecondGradient.apply(function, result, *inputs)
 
 
 class _SecondGradient(torch.autograd.Function):

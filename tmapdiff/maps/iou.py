@@ -115,8 +115,7 @@ class IoUMapBuilder:
             if isinstance(found, Tensor) and not found.dim():
                 found = found.expand(sizes["B"])
             check_shape(who, name, found, "B", sizes)
-            checked: Tensor = found
-            return checked
+            return found
 
         seconds = per_sample("clip_seconds", clip_seconds, 1, every.dtype)
         counts = per_sample("num_moments", num_moments, sizes["M"])

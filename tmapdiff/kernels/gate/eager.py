@@ -15,13 +15,9 @@ from tmapdiff.kernels.memory_order import empty_like_maps, memory_order
 _PIECE = 2**17
 
 
-def gate_features(*given: Any) -> Tensor:
-    """Compute `relu(features) * sigmoid(gate)`; see the operation."""
-    result: Tensor = _Gate.apply(*given)
-    return result
-
-
 class _Gate(torch.autograd.Function):
+    """Compute `relu(features) * sigmoid(gate)`; see the operation."""
+
     @staticmethod
     def forward(ctx: Any, wide: Tensor, mask: Tensor | None, channels: int) -> Tensor:
         gate = wide[:, channels:].sigmoid()
@@ -54,6 +50,9 @@ class _Gate(torch.autograd.Function):
             torch.mul(weighted, 1 - through, out=of_gate)
             torch.ops.aten.threshold_backward(above * through, features, 0, grad_input=of_features)
         return fill_invalid_(of_wide, mask), None, None
+
+
+gate_features = _Gate.apply
 
 
 def _pieces(*maps: Tensor) -> Iterator[tuple[Tensor, ...]]:

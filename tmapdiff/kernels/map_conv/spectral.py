@@ -203,8 +203,7 @@ def spectral_map_conv_keeping(x: Tensor, weight: Tensor, bias: Tensor | None, ti
 
     Not for float16, whose scaling the spectra depend on.
     """
-    result: Tensor = _Keeping.apply(x, weight, bias, tile)
-    return result
+    return _Keeping.apply(x, weight, bias, tile)
 
 
 class _Keeping(torch.autograd.Function):

@@ -17,13 +17,9 @@ from tmapdiff.kernels.styled_residual import reference
 _PIECE = 2**18
 
 
-def add_styled(*given: Any) -> Tensor:
-    """Compute `x + linear(stylize(x))`; see the operation. Derivation: README.md."""
-    result: Tensor = _AddStyled.apply(*given)
-    return result
-
-
 class _AddStyled(torch.autograd.Function):
+    """Compute `x + linear(stylize(x))`; see the operation. Derivation: README.md."""
+
     @staticmethod
     def forward(
         ctx: Any,
@@ -93,6 +89,9 @@ class _AddStyled(torch.autograd.Function):
             above.addcmul_(centered, mean_product, value=-1).sub_(mean_gradient)
             cells.put(of_x, piece)
         return of_x, of_scale, of_shift, of_weight, of_bias, None, None
+
+
+add_styled = _AddStyled.apply
 
 
 class _Piece(NamedTuple):

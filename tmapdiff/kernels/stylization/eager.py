@@ -11,13 +11,9 @@ from tmapdiff.kernels.masking import fill_invalid_, inverse_deviation
 from tmapdiff.kernels.stylization import reference
 
 
-def stylize(*given: Any) -> Tensor:
-    """Compute `silu(norm(x) * (1 + scale) + shift)` with group norm. Derivation: README.md."""
-    result: Tensor = _Stylize.apply(*given)
-    return result
-
-
 class _Stylize(torch.autograd.Function):
+    """Compute `silu(norm(x) * (1 + scale) + shift)` with group norm. Derivation: README.md."""
+
     @staticmethod
     def forward(
         ctx: Any,
@@ -63,6 +59,9 @@ class _Stylize(torch.autograd.Function):
         of_x.addcmul_(centered, rstd.square() * mean(of_scale), value=-1)
         of_x = fill_invalid_(of_x.sub_(rstd * mean(of_shift)), mask)
         return of_x, of_scale, of_shift, None, None
+
+
+stylize = _Stylize.apply
 
 
 def _count(x: Tensor, mask: Tensor | None, num_groups: int) -> Tensor:
