@@ -138,17 +138,6 @@ def test_metrics_equal_plain_loops(rows, num_bins, coverage):
     assert list(found) == list(dict.fromkeys([*names, f"Gain@{coverage}"]))
 
 
-@pytest.mark.parametrize("batches", [1, 3, 50])
-def test_batches_add_up(batches):
-    confidence, correct = simulated(50)
-    whole, parts = CalibrationMetrics(), CalibrationMetrics()
-    whole.update(confidence, correct)
-    for some, right in zip(confidence.chunk(batches), correct.chunk(batches), strict=True):
-        parts.update(some, right)
-    parts.update(confidence[:0], correct[:0])
-    assert whole.compute() == parts.compute()
-
-
 def test_later_changes_of_a_batch_do_not_reach_the_metrics():
     confidence, correct = simulated(50)
     metrics = CalibrationMetrics()

@@ -52,16 +52,6 @@ def test_metrics_equal_a_plain_loop(queries, returned, most, strict, seed):
     assert list(found) == ["Rank1@0.3", "Rank1@0.5", "Rank5@0.3", "Rank5@0.5", "mIoU"]
 
 
-@pytest.mark.parametrize("batches", [1, 3, 5])
-def test_batches_add_up(batches):
-    predicted, truth = random_moments(10, 5, seed=0), random_moments(10, seed=1)
-    whole, parts = LocalizationMetrics(), LocalizationMetrics()
-    whole.update(predicted, truth)
-    for p, t in zip(predicted.chunk(batches), truth.chunk(batches), strict=True):
-        parts.update(p, t)
-    assert whole.compute() == parts.compute()
-
-
 @pytest.mark.parametrize(("strict", "expected"), [(True, 0.0), (False, 100.0)])
 @pytest.mark.parametrize(("end", "threshold"), [(5.0, 0.5), (7.0, 0.7)])
 def test_iou_at_the_threshold(end, threshold, strict, expected):
@@ -70,24 +60,40 @@ def test_iou_at_the_threshold(end, threshold, strict, expected):
     assert metrics.compute()[f"Rank1@{threshold}"] == expected
 
 
+def metrics_and_queries():
+    """Each kind of metrics with ten queries."""
+    moments, truth = random_moments(10, 5, seed=0), random_moments(10, 2, seed=1)
+    segments = torch.tensor(in_seconds(all_segments(6)))
+    ranked = torch.stack([segments[torch.randperm(21)] for _ in range(10)])
+    return [
+        (LocalizationMetrics, (moments, truth)),
+        (SetMetrics, (moments, truth)),
+        (DiDeMoMetrics, (ranked, ranked[:, :3].flip(0))),
+        (CalibrationMetrics, (torch.rand(10), torch.rand(10) < 0.5)),
+    ]
+
+
+@pytest.mark.parametrize("size", [1, 4])
+def test_batches_add_up(size):
+    for kind, queries in metrics_and_queries():
+        whole, parts = kind(), kind()
+        whole.update(*queries)
+        for batch in zip(*(one.split(size) for one in queries), strict=True):
+            parts.update(*batch)
+        parts.update(*(one[:0] for one in queries))
+        assert parts.compute() == whole.compute(), kind
+
+
 def test_reset_forgets_all_queries():
-    moments, truth = random_moments(3, 5, seed=0), random_moments(3, seed=1)
-    segments = torch.tensor([in_seconds(all_segments(6))])
-    updates = {
-        LocalizationMetrics(): (moments, truth),
-        SetMetrics(): (moments, truth),
-        DiDeMoMetrics(): (segments, segments[:, :3]),
-        CalibrationMetrics(): (torch.rand(3), torch.rand(3) < 0.5),
-    }
-    for metrics, batch in updates.items():
-        metrics.update(*batch)
-        before = metrics.compute()
-        other = copy.copy(metrics)
+    for kind, queries in metrics_and_queries():
+        metrics = kind()
+        metrics.update(*queries)
+        before, other = metrics.compute(), copy.copy(metrics)
         metrics.reset()
-        metrics.update(*(one[:0] for one in batch))  # no queries
-        with refuses(ArgumentError, f"{type(metrics).__name__}: expected at least one query"):
+        metrics.update(*(one[:0] for one in queries))
+        with refuses(ArgumentError, f"{kind.__name__}: expected at least one query"):
             metrics.compute()
-        metrics.update(*batch)
+        metrics.update(*queries)
         assert metrics.compute() == before == other.compute()
 
 
