@@ -319,10 +319,8 @@ class DiDeMoMetrics(_MomentMetrics):
         if bool(lacking.any()):
             row, index = lacking.nonzero()[0].tolist()
             start, end = truth[row, index].tolist()
-            raise ArgumentError(
-                f"{who}: expected a ranking of all moments, "
-                f"got one without {start:g} to {end:g} s in row {row}."
-            )
+            got = f"one without {start:g} to {end:g} s in row {row}"
+            raise ArgumentError(message(who, "a ranking of all moments", got))
         ranks = (same.int().argmax(-1) + 1).double().masked_fill(~counted, torch.inf)
         ious = temporal_iou(ranked[:, 0, :1].double(), marked[:, :, 0].double())
         ious = ious.masked_fill(~counted, -torch.inf).sort(dim=1, descending=True).values

@@ -58,13 +58,6 @@ def test_samples_without_any_moment_have_empty_maps():
         assert not bool(none.any())
 
 
-def test_several_moments_give_the_highest_iou():
-    build, seconds = IoUMapBuilder(GRID), torch.ones(1)
-    pair = torch.tensor([[[1.0, 3.0], [4.0, 8.0]]])
-    each = [build.packed(pair[:, index], seconds) for index in range(2)]
-    assert torch.equal(build.packed(pair, seconds), torch.maximum(*each))
-
-
 def test_inputs_are_not_modified_and_map_stays_on_the_device():
     moments, seconds = torch.tensor([[1.0, 3.0]]), torch.ones(1)
     before = moments.clone(), seconds.clone()

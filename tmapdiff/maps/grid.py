@@ -59,28 +59,22 @@ class MapGrid:
             check_int("MapGrid", name, getattr(self, name), at_least=1)
         # Before computing a power of it: the number may come from an untrusted file.
         if self.num_scales > _MOST_SCALES:
-            raise ConfigError(
-                f"MapGrid: expected num_scales <= {_MOST_SCALES}, got {self.num_scales}."
-            )
+            raise ConfigError(message("MapGrid", f"num_scales <= {_MOST_SCALES}", self.num_scales))
         stride = self.stride(self.num_scales - 1)
         if self.num_clips % stride:
             below = self.num_clips - self.num_clips % stride
             nearest = below if below and self.num_clips - below <= stride / 2 else below + stride
-            raise ConfigError(
-                f"MapGrid: expected num_clips divisible by 2**(num_scales - 1) = {stride}, "
-                f"got {self.num_clips}. The nearest valid value is {nearest}."
-            )
+            expected = f"num_clips divisible by 2**(num_scales - 1) = {stride}"
+            hint = f"The nearest valid value is {nearest}."
+            raise ConfigError(message("MapGrid", expected, self.num_clips, hint))
         coarsest = self.num_clips // stride
         if self.num_anchors > coarsest:
-            raise ConfigError(
-                f"MapGrid: expected num_anchors <= {coarsest}, the clips of the coarsest scale, "
-                f"got {self.num_anchors}. Longer durations could never end inside the video."
-            )
+            expected = f"num_anchors <= {coarsest}, the clips of the coarsest scale"
+            hint = "Longer durations could never end inside the video."
+            raise ConfigError(message("MapGrid", expected, self.num_anchors, hint))
         if self.num_cells * _BYTES_PER_CELL > max_item_bytes():
-            raise ConfigError(
-                f"MapGrid: expected at most {max_item_bytes() // _BYTES_PER_CELL:,} cells, "
-                f"got {self.num_cells:,}. {limit_hint()}"
-            )
+            expected = f"at most {max_item_bytes() // _BYTES_PER_CELL:,} cells"
+            raise ConfigError(message("MapGrid", expected, f"{self.num_cells:,}", limit_hint()))
 
     def resized(self, num_clips: int) -> "MapGrid":
         """Return a grid with the same durations and scales over `num_clips` clips."""
@@ -95,9 +89,7 @@ class MapGrid:
     def shape(self, scale: int) -> tuple[int, int]:
         """Return the rows and columns `(N_k, A)` of the map of `scale`."""
         if not 0 <= scale < self.num_scales:
-            raise ArgumentError(
-                f"MapGrid: expected scale in 0 to {self.num_scales - 1}, got {scale}."
-            )
+            raise ArgumentError(message("MapGrid", f"scale in 0 to {self.num_scales - 1}", scale))
         return self.num_clips // self.stride(scale), self.num_anchors
 
     @property
@@ -303,6 +295,6 @@ class MapGrid:
         truth = torch.as_tensor(moment, dtype=torch.float64)
         check_shape(who, "moment", truth, "2")
         if not (bool(truth.isfinite().all()) and bool(truth[0] < truth[1])):
-            raise ArgumentError(f"{who}: expected a finite moment with end > start, got {moment}.")
+            raise ArgumentError(message(who, "a finite moment with end > start", moment))
         candidates = self.packed_moments()[self.packed_mask()].double() * clip_seconds
         return float(temporal_iou(candidates, truth).max())

@@ -93,15 +93,6 @@ def test_every_dtype_is_within_the_table(backend, dtype, mean) -> None:
     assert all(value.dtype == dtype for value in found.values())
 
 
-@pytest.mark.parametrize(
-    "wanted", [(True, False, False), (False, True, False), (True, False, True)]
-)
-def test_only_gradients_that_are_wanted_are_computed(wanted) -> None:
-    values = [value.requires_grad_(want) for value, want in zip(inputs(), wanted, strict=True)]
-    map_conv(*values, backend="spectral").sum().backward()
-    assert [value.grad is not None for value in values] == list(wanted)
-
-
 @pytest.mark.parametrize("layout", ["strided", "transposed", "channels_last", "expanded"])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_memory_layout_does_not_matter(backend, layout) -> None:
