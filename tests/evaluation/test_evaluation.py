@@ -1,11 +1,12 @@
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from helpers.assertions import refuses
-from helpers.oracles import dense_saliency, looped_pieces
+from helpers.oracles import dense_saliency, interval_iou, looped_pieces
 from helpers.pictures import drawn_bars
 from helpers.training import make_dataset, make_model
 
@@ -61,21 +62,20 @@ def model(dataset) -> MomentLocalizer:
 
 
 def test_metrics_are_those_of_the_predictions(model, dataset):
-    found = evaluate(model, dataset, num_inference_steps=2)
-    assert len(found.predictions) == len(dataset)
-    hits, ious = 0, []
+    found = evaluate(model, dataset, num_inference_steps=2, batch_size=3)
+    ious = []
     for prediction, item in zip(found.predictions, dataset.annotations, strict=True):
         assert (prediction.qid, prediction.query) == (item.qid, item.query)
         assert (prediction.video_id, prediction.saliency) == (item.video_id, None)
         scores = [score for _, _, score in prediction.windows]
         assert scores == sorted(scores, reverse=True)
         assert all(0 <= s < e <= item.duration * 1.0001 for s, e, _ in prediction.windows)
-        first = torch.tensor(prediction.windows[0][:2], dtype=torch.float64)
-        truth = torch.tensor(item.moments[0], dtype=torch.float64)
-        ious.append(float(temporal_iou(first, truth)))
-        hits += ious[-1] > 0.5
+        ious.append(max(interval_iou(prediction.windows[0], one) for one in item.moments))
+    hits = sum(iou > 0.5 for iou in ious)
     assert found.metrics["Rank1@0.5"] == pytest.approx(100 * hits / len(dataset))
     assert found.metrics["mIoU"] == pytest.approx(100 * sum(ious) / len(ious), rel=1e-4)
+    assert found.iou.tolist() == pytest.approx(ious, abs=1e-6)
+    assert found.confidence.tolist() == [one.windows[0][2] for one in found.predictions]
     assert found.queries_per_second == pytest.approx(len(dataset) / found.seconds)
 
 
@@ -125,12 +125,9 @@ def answers(*windows, qid=0) -> Prediction:
 
 
 def test_metrics_of_predictions_by_hand():
-    annotations = AnnotationSet(
-        [
-            Annotation(0, "v", "a query", 100.0, ((0.0, 10.0),)),
-            Annotation("b", "v", "a query", 100.0, ((0.0, 10.0), (50.0, 60.0))),
-        ]
-    )
+    item = Annotation(0, "v", "a query", 100.0, ((0.0, 10.0),))
+    several = replace(item, qid="b", moments=((0.0, 10.0), (50.0, 60.0)))
+    annotations = AnnotationSet([item, several])
     predictions = [
         answers((50.0, 55.0), (0.0, 1.0), qid="b"),  # IoU 1/2 with its second moment
         answers((20.0, 30.0), (0.0, 8.0), (0.0, 10.0), qid=0),  # 0, 4/5, 1
@@ -295,10 +292,8 @@ def test_regressors_take_one_step(model, dataset):
     first = evaluate(plain, dataset, num_inference_steps=1)
     assert evaluate(plain, dataset, seed=5).predictions == first.predictions
     text = "evaluate: expected one pass for a MomentLocalizer, which is not generative, got"
-    with refuses(ArgumentError, text):
-        evaluate(plain, dataset, num_inference_steps=2)
-    for name, value in (("num_samples", 3), ("eta", 0.5)):
-        with refuses(ArgumentError, f"which is not generative, got {name} = {value}."):
+    for name, value in (("num_inference_steps", 2), ("num_samples", 3), ("eta", 0.5)):
+        with refuses(ArgumentError, f"{text} {name} = {value}."):
             evaluate(plain, dataset, **{name: value})
 
 
@@ -351,17 +346,6 @@ def test_highlights_of_true_maps_are_in_the_true_moments(model, dataset, tmp_pat
     # The grid's clips are longer than 2 s, and end elsewhere.
     assert metrics["HL-min-VeryGood-Hit1"] > 75
     assert metrics["HL-min-VeryGood-mAP"] > 75
-
-
-def test_confidence_and_iou_are_those_of_the_best_moment(model, dataset):
-    found = evaluate(model, dataset, num_inference_steps=1, batch_size=3)
-    assert found.confidence.tolist() == [one.windows[0][2] for one in found.predictions]
-    for position, prediction in enumerate(found.predictions):
-        start, end, _ = prediction.windows[0]
-        truth = torch.tensor(dataset[position].annotation.moments, dtype=torch.float64)
-        best = max(temporal_iou(torch.tensor([start, end]).double(), one) for one in truth)
-        assert float(found.iou[position]) == pytest.approx(float(best), abs=1e-6)
-    assert found.metrics["mIoU"] == pytest.approx(100 * float(found.iou.mean()))
 
 
 @pytest.mark.parametrize("windows", [False, True])
@@ -434,16 +418,12 @@ def test_didemo_with_the_consensus_as_answer(didemo):
         def localize(self, features, words, num_words, clip_seconds, *, num_clips, **_):
             items = didemo.annotations[self.position : self.position + len(features)]
             self.position += len(features)
-            dense = torch.full((len(features), 6, 6), -torch.inf)
-            for row, item in enumerate(items):
-                for start, end in [(s, e) for s in range(6) for e in range(s + 1, 7)]:
-                    moment = torch.tensor([5.0 * start, 5.0 * end])
-                    kept = torch.tensor(keep_consensus(AnnotationSet([item]))[0].moments[0])
-                    dense[row, start, end - start - 1] = temporal_iou(moment, kept)
+            agreed = torch.tensor([one.moments for one in keep_consensus(items)])
             mask = self.grid.dense_mask(num_clips=num_clips)
+            # With one scale and all durations, packed maps are dense maps.
+            dense = temporal_iou(5.0 * self.grid.packed_moments(), agreed).view(-1, 6, 6)
             dense = dense.masked_fill(~mask, -torch.inf)
             ranked = rank_moments(dense, mask, clip_seconds)
-            # With one scale and all durations, packed maps are dense maps.
             target = self.objective.target
             return Localization(ranked, self.grid, dense.flatten(1), num_clips, target=target)
 
@@ -474,17 +454,24 @@ def test_the_didemo_prior_is_the_most_frequent_answer(didemo):
     assert found["Rank@1"] == pytest.approx(100 * sum(hits) / len(hits))
 
 
-def test_windows_cannot_be_evaluated(model, dataset):
-    windows = long_videos(dataset, whole_videos=False)
-    text = "evaluate: expected whole videos, got windows of them. Pass whole_videos=True to"
-    for attempt in (
-        lambda: evaluate(model, windows),
-        lambda: evaluate_oracle(model.grid, windows),
-        lambda: evaluate_prior(model.grid, torch.zeros(model.grid.num_cells), windows),
-        lambda: draw_queries(model, windows, [0]),
+def test_windows_and_queries_drawn_anew_cannot_be_evaluated(model, dataset):
+    prior = torch.zeros(model.grid.num_cells)
+    windows, drawn = long_videos(dataset, whole_videos=False), dataset.with_negatives(0.5)
+    of_windows = "evaluate: expected whole videos, got windows of them. Pass whole_videos=True to"
+    for data, text in (
+        (windows, of_windows),
+        (drawn, "expected fixed queries, got negatives = 0.5"),
     ):
-        with refuses(ArgumentError, text):
-            attempt()
+        for attempt in (
+            partial(evaluate, model, data),
+            partial(evaluate_oracle, model.grid, data),
+            partial(evaluate_prior, model.grid, prior, data),
+            partial(draw_queries, model, data, [0]),
+        ):
+            with refuses(ArgumentError, text):
+                attempt()
+    with refuses(ArgumentError, "fit_moment_prior: expected fixed queries"):
+        fit_moment_prior(model.grid, drawn)
 
 
 def test_the_didemo_prior_answers_inside_the_video():
@@ -500,11 +487,11 @@ def test_the_didemo_prior_answers_inside_the_video():
 
 def test_rank_of_didemo_is_of_the_consensus(didemo):
     """An answer that matches only one annotator is no hit."""
-    items = AnnotationSet(
-        [Annotation(0, didemo.annotations[0].video_id, "a door", 30.0,
-                    ((25.0, 30.0), (0.0, 5.0), (0.0, 5.0), (0.0, 5.0)))]
-    )  # fmt: skip
-    data = MomentDataset(items, didemo.store, didemo.vocabulary, 6, clip_seconds=5.0)
+    marked = ((25.0, 30.0), (0.0, 5.0), (0.0, 5.0), (0.0, 5.0))
+    item = Annotation(0, didemo.annotations[0].video_id, "a door", 30.0, marked)
+    data = MomentDataset(
+        AnnotationSet([item]), didemo.store, didemo.vocabulary, 6, clip_seconds=5.0
+    )
 
     class Lone(MomentLocalizer):
         def predict_maps(self, features, words, num_words, num_clips=None, **_):

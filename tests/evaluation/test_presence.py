@@ -161,18 +161,6 @@ def test_presence_is_fitted_with_the_noise_of_the_seed(plain, mixed):
     assert weights[0] == weights[1] != weights[2]
 
 
-def test_queries_that_are_drawn_anew_are_not_evaluated(model, plain):
-    drawn = plain.with_negatives(0.5)
-    for judge in (
-        lambda: evaluate(model, drawn),
-        lambda: evaluate_oracle(model.grid, drawn),
-        lambda: fit_moment_prior(model.grid, drawn),
-        lambda: draw_queries(model, drawn, [0]),
-    ):
-        with refuses(ArgumentError, "expected fixed queries, got negatives = 0.5."):
-            judge()
-
-
 def test_queries_without_a_moment_count_in_no_metric_of_moments(model, plain, mixed):
     grid, queries = model.grid, plain.annotations
     assert evaluate_oracle(grid, mixed) == evaluate_oracle(grid, plain)
