@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from tmapdiff.cli.options import refuse_idle
-from tmapdiff.cli.output import JsonOption, Output, progress
+from tmapdiff.cli.output import Output, progress
 
 EXAMPLES = """
 tmapdiff convert vgg16.h5 vgg16/ --format npy
@@ -17,6 +17,7 @@ tmapdiff convert timeline simulated.h5 --root charades --seed 1
 
 
 def convert(
+    console: Output,
     source: Annotated[
         str,
         typer.Argument(
@@ -43,7 +44,6 @@ def convert(
     seed: Annotated[
         int | None, typer.Option(help="Seed of 'timeline'. [default: 0, as in train]")
     ] = None,
-    as_json: JsonOption = False,
 ) -> None:
     """Copy features to a store of another format, and verify them.
 
@@ -60,26 +60,25 @@ def convert(
     )
     if is_simulated and root is None:
         raise typer.BadParameter("pass the folder of Charades.", param_hint="'--root'")
-    with Output(as_json) as output:
-        store: Any = source
-        if root is not None:
-            from tmapdiff.data.charades import check_charades_actions
+    store: Any = source
+    if root is not None:
+        from tmapdiff.data.charades import check_charades_actions
 
-            check_charades_actions(root)
-            from tmapdiff.data import ActionTimelineFeatures
+        check_charades_actions(root)
+        from tmapdiff.data import ActionTimelineFeatures
 
-            store = ActionTimelineFeatures.from_charades(root, seed=seed or 0)
-        from tmapdiff.conversion import convert_features
+        store = ActionTimelineFeatures.from_charades(root, seed=seed or 0)
+    from tmapdiff.conversion import convert_features
 
-        with progress("converting") as advance:
-            report = convert_features(
-                store,
-                target,
-                format=format,
-                seconds_per_feature=seconds_per_feature,
-                on_video=lambda video_id: advance(),
-            )
-        output.line(str(report))
-        output.document(vars(report))
+    with progress("converting") as advance:
+        report = convert_features(
+            store,
+            target,
+            format=format,
+            seconds_per_feature=seconds_per_feature,
+            on_video=lambda video_id: advance(),
+        )
+    console.line(str(report))
+    console.document(vars(report))
     if report.skipped:
         raise typer.Exit(1)

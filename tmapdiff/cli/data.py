@@ -11,7 +11,6 @@ from tmapdiff._core.checks import message
 from tmapdiff.cli.options import (
     DatasetOption,
     ProtocolName,
-    ProtocolOption,
     SecondsPerFeatureOption,
     SplitName,
     refuse_idle,
@@ -45,7 +44,14 @@ class DataOptions:
         ),
     ] = None
     seconds_per_feature: SecondsPerFeatureOption = None
-    protocol: ProtocolOption = None
+    protocol: Annotated[
+        ProtocolName | None,
+        typer.Option(
+            help="Metrics: rank counts an IoU above a threshold (2D-TAN); qvhighlights counts an "
+            "IoU of at least the threshold, with mAP for queries with several moments "
+            "(moment_detr). [default: didemo for DiDeMo, otherwise rank]"
+        ),
+    ] = None
     limit: Annotated[int | None, typer.Option(help="Use only this many queries of each split.")] = (
         None
     )

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from tmapdiff.cli.options import DeviceOption, PipelineOptions
-from tmapdiff.cli.output import JsonOption, Output
+from tmapdiff.cli.output import Output
 
 EXAMPLES = """
 tmapdiff demo --model runs/shapes/pipeline --video-dir runs/shapes/videos/test
@@ -18,6 +18,7 @@ tmapdiff demo --model runs/vgg/pipeline --host 0.0.0.0 --port 8080 --max-seconds
 
 
 def demo(
+    console: Output,
     answering: PipelineOptions,
     video_dir: Annotated[
         Path | None,
@@ -40,30 +41,27 @@ def demo(
     max_megabytes: Annotated[float, typer.Option(help="Largest upload, in MB.")] = 200.0,
     max_seconds: Annotated[float, typer.Option(help="Longest video, in seconds.")] = 600.0,
     device: DeviceOption = "auto",
-    as_json: JsonOption = False,
 ) -> None:
     """Serve a web page that finds moments in videos, or with --text-encoder in transcripts.
 
     There is no telemetry, and the page loads nothing from other hosts. Uploads are deleted after a
     day, and when the server stops. Stop with Ctrl+C.
     """
-    answering.check()
-    with Output(as_json) as output:
-        from tmapdiff.demo import DemoLimits, launch_demo
+    from tmapdiff.demo import DemoLimits, launch_demo
 
-        def say(address: str, public: str | None) -> None:
-            output.line(f"serving at {address}" + (f" and {public}" if public else ""))
-            output.document({"address": address, "public_address": public})
+    def say(address: str, public: str | None) -> None:
+        console.line(f"serving at {address}" + (f" and {public}" if public else ""))
+        console.document({"address": address, "public_address": public})
 
-        limits = DemoLimits(max_megabytes=max_megabytes, max_seconds=max_seconds)
-        pipeline = answering.load(device)
-        launch_demo(
-            pipeline,
-            video_dir,
-            examples=example or (),
-            host=host,
-            port=port,
-            share=share,
-            limits=limits,
-            on_start=say,
-        )
+    limits = DemoLimits(max_megabytes=max_megabytes, max_seconds=max_seconds)
+    pipeline = answering.load(device)
+    launch_demo(
+        pipeline,
+        video_dir,
+        examples=example or (),
+        host=host,
+        port=port,
+        share=share,
+        limits=limits,
+        on_start=say,
+    )

@@ -12,7 +12,7 @@ import typer
 
 from tmapdiff.cli import options
 from tmapdiff.cli.data import DataOptions
-from tmapdiff.cli.output import JsonOption, Output, report_results
+from tmapdiff.cli.output import Output, report_results
 
 EXAMPLES = """
 tmapdiff evaluate runs/first/pipeline
@@ -26,6 +26,7 @@ tmapdiff evaluate user/pipeline --test val.jsonl --features clip.h5 --answer set
 
 def evaluate(
     context: typer.Context,
+    console: Output,
     pipeline: options.PipelineArgument,
     data_options: DataOptions,
     test: Annotated[
@@ -60,7 +61,6 @@ def evaluate(
         Literal["float32", "bfloat16", "float16"],
         typer.Option(help="Number format of weights and maps."),
     ] = "float32",
-    as_json: JsonOption = False,
 ) -> None:
     """Evaluate a pipeline on annotated queries.
 
@@ -76,62 +76,61 @@ def evaluate(
     places = test or ([] if data_options.root is None else [data_options.root])
     names = _names(places)
     folder = output or Path(pipeline).parent / "evaluation"
-    with Output(as_json) as out:
-        data_options.check(None, places, "--test")
-        import torch
+    data_options.check(None, places, "--test")
+    import torch
 
-        from tmapdiff.pipelines import MomentLocalizationPipeline
-        from tmapdiff.recipes import (
-            SamplingOptions,
-            evaluate_localizer,
-            is_main_process,
-            make_pipeline_test_set,
-        )
+    from tmapdiff.pipelines import MomentLocalizationPipeline
+    from tmapdiff.recipes import (
+        SamplingOptions,
+        evaluate_localizer,
+        is_main_process,
+        make_pipeline_test_set,
+    )
 
-        out.is_muted = not is_main_process()
-        accelerator, place_of_model = None, options.find_device(device)
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # each process has the device of its rank
-            from accelerate import Accelerator
+    console.is_muted = not is_main_process()
+    accelerator, place_of_model = None, options.find_device(device)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # each process has the device of its rank
+        from accelerate import Accelerator
 
-            accelerator = Accelerator(cpu=device == "cpu")
-            place_of_model = accelerator.device
-        rankings: list[Any] = list(dict.fromkeys(ranking or ()))
-        ways = [
-            SamplingOptions(tuple(steps or ()), samples, choice, seed, answer)
-            for choice in rankings or [None]
+        accelerator = Accelerator(cpu=device == "cpu")
+        place_of_model = accelerator.device
+    rankings: list[Any] = list(dict.fromkeys(ranking or ()))
+    ways = [
+        SamplingOptions(tuple(steps or ()), samples, choice, seed, answer)
+        for choice in rankings or [None]
+    ]
+    loaded = MomentLocalizationPipeline.from_pretrained(pipeline)
+    if dtype != "float32":  # keep the digest of unconverted weights
+        getattr(loaded.frame_encoder, "fingerprint", "")
+    loaded.to(place_of_model, getattr(torch, dtype))
+    documents = {}
+    queries: list[Path | None] = [*places] or [None]
+    for name, place in zip(names, queries, strict=True):
+        began = time.perf_counter()
+        data = data_options.load(None, place)
+        console.line(str(data))
+        test_set = make_pipeline_test_set(loaded, data)
+        each = [
+            evaluate_localizer(
+                loaded.localizer,
+                test_set,
+                sampling,
+                protocol=data.protocol,
+                label=f"{sampling.ranking}, " if len(ways) > 1 else "",
+                accelerator=accelerator,
+            )
+            for sampling in ways
         ]
-        loaded = MomentLocalizationPipeline.from_pretrained(pipeline)
-        if dtype != "float32":  # keep the digest of unconverted weights
-            getattr(loaded.frame_encoder, "fingerprint", "")
-        loaded.to(place_of_model, getattr(torch, dtype))
-        documents = {}
-        queries: list[Path | None] = [*places] or [None]
-        for name, place in zip(names, queries, strict=True):
-            began = time.perf_counter()
-            data = data_options.load(None, place)
-            out.line(str(data))
-            test_set = make_pipeline_test_set(loaded, data)
-            each = [
-                evaluate_localizer(
-                    loaded.localizer,
-                    test_set,
-                    sampling,
-                    protocol=data.protocol,
-                    label=f"{sampling.ranking}, " if len(ways) > 1 else "",
-                    accelerator=accelerator,
-                )
-                for sampling in ways
-            ]
-            if not is_main_process():
-                continue
-            rows = {row: metrics for results in each for row, metrics in results.rows.items()}
-            seconds = time.perf_counter() - began
-            details = {"pipeline": pipeline, "seed": seed, "seconds": seconds}
-            details |= options.given(context)
-            results = replace(each[0], rows=rows)
-            documents[name] = report_results(out, results, data, folder / name, details)
-        several = {"tests": documents, "output": folder}
-        out.document(several if len(names) > 1 else documents.get("", {}))
+        if not is_main_process():
+            continue
+        rows = {row: metrics for results in each for row, metrics in results.rows.items()}
+        seconds = time.perf_counter() - began
+        details = {"pipeline": pipeline, "seed": seed, "seconds": seconds}
+        details |= options.given(context)
+        results = replace(each[0], rows=rows)
+        documents[name] = report_results(console, results, data, folder / name, details)
+    several = {"tests": documents, "output": folder}
+    console.document(several if len(names) > 1 else documents.get("", {}))
 
 
 def _names(places: Sequence[Path]) -> list[str]:

@@ -5,8 +5,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from tmapdiff.cli.options import PipelineArgument
-from tmapdiff.cli.output import JsonOption, Output
+from tmapdiff.cli.options import PipelineArgument, StepsOption
+from tmapdiff.cli.output import Output
 
 EXAMPLES = """
 tmapdiff export runs/vgg/pipeline
@@ -16,6 +16,7 @@ tmapdiff export runs/captions/pipeline --format onnx --max-words 1
 
 
 def export(
+    console: Output,
     pipeline: PipelineArgument,
     format: Annotated[
         Literal["pt2", "onnx"],
@@ -31,10 +32,7 @@ def export(
             help="Longest sentence, in words; 1 if a text encoder embeds whole sentences."
         ),
     ] = 32,
-    steps: Annotated[
-        int | None, typer.Option(help="Denoising steps. [default: the model's]")
-    ] = None,
-    as_json: JsonOption = False,
+    steps: StepsOption = None,
 ) -> None:
     """Write the model as graphs that run without this library, in torch or onnxruntime.
 
@@ -43,17 +41,16 @@ def export(
     graphs accept any number of queries, and videos with fewer clips than the grid. They are
     compared with the model before they are written.
     """
-    with Output(as_json) as output:
-        from tmapdiff.export import export_pipeline
-        from tmapdiff.pipelines import MomentLocalizationPipeline
+    from tmapdiff.export import export_pipeline
+    from tmapdiff.pipelines import MomentLocalizationPipeline
 
-        loaded = MomentLocalizationPipeline.from_pretrained(pipeline)
-        report = export_pipeline(
-            loaded,
-            out or f"{pipeline.rstrip('/')}-{format}",
-            format=format,
-            max_words=max_words,
-            num_inference_steps=steps,
-        )
-        output.line(str(report))
-        output.document({**vars(report), "folder": str(report.folder)})
+    loaded = MomentLocalizationPipeline.from_pretrained(pipeline)
+    report = export_pipeline(
+        loaded,
+        out or f"{pipeline.rstrip('/')}-{format}",
+        format=format,
+        max_words=max_words,
+        num_inference_steps=steps,
+    )
+    console.line(str(report))
+    console.document(vars(report))

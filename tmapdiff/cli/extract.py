@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from tmapdiff.cli.options import DeviceOption, find_device, refuse_idle
-from tmapdiff.cli.output import JsonOption, Output, progress
+from tmapdiff.cli.output import Output, progress
 
 EXAMPLES = """
 tmapdiff extract videos --model vgg16 --out vgg16.h5 --fps 2
@@ -20,6 +20,7 @@ _HF = "hf:"
 
 
 def extract(
+    console: Output,
     videos: Annotated[
         Path,
         typer.Argument(metavar="DIR", help="Folder of videos, or one video; names are the ids."),
@@ -70,7 +71,6 @@ def extract(
     skip_damaged: Annotated[
         bool, typer.Option(help="Skip damaged videos instead of using the decodable part.")
     ] = False,
-    as_json: JsonOption = False,
 ) -> None:
     """Compute features of all videos in a folder, with an image model of timm or transformers.
 
@@ -90,47 +90,46 @@ def extract(
         ("--keep-head", keep_head and not of_timm, "a timm model"),
         ("--mixed-precision", mixed_precision != "no" and model is None, "--model"),
     )
-    with Output(as_json) as output:
-        import torch
+    import torch
 
-        from tmapdiff.video import (
-            FrameEncoder,
-            TransformersFrameEncoder,
-            extract_features,
-            load_frame_encoder,
+    from tmapdiff.video import (
+        FrameEncoder,
+        TransformersFrameEncoder,
+        extract_features,
+        load_frame_encoder,
+    )
+
+    place = find_device(device)
+    if model is None:
+        encoder = load_frame_encoder(frame_encoder or "", device=place)
+    elif of_transformers:
+        encoder = TransformersFrameEncoder(
+            model.removeprefix(_HF), mixed_precision=mixed_precision, device=place
         )
-
-        place = find_device(device)
-        if model is None:
-            encoder = load_frame_encoder(frame_encoder or "", device=place)
-        elif of_transformers:
-            encoder = TransformersFrameEncoder(
-                model.removeprefix(_HF), mixed_precision=mixed_precision, device=place
-            )
-        else:
-            torch.manual_seed(seed)
-            encoder = FrameEncoder(
-                model,
-                pretrained=pretrained,
-                weights=weights,
-                keep_head=keep_head,
-                mixed_precision=mixed_precision,
-                device=place,
-            )
-        if save_encoder is not None:
-            encoder.save_pretrained(save_encoder)
-        with progress("extracting") as advance:
-            report = extract_features(
-                [videos] if videos.is_file() else videos,
-                encoder,
-                out,
-                fps=fps,
-                batch_size=batch_size,
-                num_workers=workers,
-                skip_damaged=skip_damaged,
-                on_video=lambda video_id: advance(),
-            )
-        output.line(str(report))
-        output.document({**vars(report), "model": encoder.description, "fps": fps})
+    else:
+        torch.manual_seed(seed)
+        encoder = FrameEncoder(
+            model,
+            pretrained=pretrained,
+            weights=weights,
+            keep_head=keep_head,
+            mixed_precision=mixed_precision,
+            device=place,
+        )
+    if save_encoder is not None:
+        encoder.save_pretrained(save_encoder)
+    with progress("extracting") as advance:
+        report = extract_features(
+            [videos] if videos.is_file() else videos,
+            encoder,
+            out,
+            fps=fps,
+            batch_size=batch_size,
+            num_workers=workers,
+            skip_damaged=skip_damaged,
+            on_video=lambda video_id: advance(),
+        )
+    console.line(str(report))
+    console.document({**vars(report), "model": encoder.description, "fps": fps})
     if report.skipped or report.damaged:
         raise typer.Exit(1)

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from tmapdiff.cli.options import DatasetOption, SecondsPerFeatureOption
-from tmapdiff.cli.output import JsonOption, Output, progress
+from tmapdiff.cli.output import Output, progress
 
 EXAMPLES = """
 tmapdiff inspect charades/
@@ -18,6 +18,7 @@ tmapdiff inspect runs/vgg/pipeline --against vgg16.h5
 
 
 def inspect(
+    console: Output,
     path: Annotated[
         Path,
         typer.Argument(
@@ -32,7 +33,6 @@ def inspect(
     ] = None,
     dataset: DatasetOption = None,
     seconds_per_feature: SecondsPerFeatureOption = None,
-    as_json: JsonOption = False,
 ) -> None:
     """Summarize a file or folder, and find problems in it.
 
@@ -42,27 +42,26 @@ def inspect(
 
     The exit code is 1 if there is a problem.
     """
-    with Output(as_json) as output:
-        from tmapdiff.inspection import inspect as inspect_place
+    from tmapdiff.inspection import inspect as inspect_place
 
-        with progress("reading") as advance:
-            found = inspect_place(
-                path,
-                against,
-                format=dataset,
-                seconds_per_feature=seconds_per_feature,
-                on_item=advance,
-            )
-        output.line(f"{found.path}: {found.kind}")
-        columns = found.facts.values()
-        rows = dict.fromkeys(name for facts in columns for name in facts)
-        shown = ([name, *(_shown(facts.get(name)) for facts in columns)] for name in rows)
-        output.table(["", *found.facts], shown)
-        for finding in found.findings:
-            output.line(str(finding))
-        count = len(found.findings)
-        output.line(f"{count} finding{'s' * (count > 1)}" if count else "nothing is wrong")
-        output.document(vars(found))
+    with progress("reading") as advance:
+        found = inspect_place(
+            path,
+            against,
+            format=dataset,
+            seconds_per_feature=seconds_per_feature,
+            on_item=advance,
+        )
+    console.line(f"{found.path}: {found.kind}")
+    columns = found.facts.values()
+    rows = dict.fromkeys(name for facts in columns for name in facts)
+    shown = ([name, *(_shown(facts.get(name)) for facts in columns)] for name in rows)
+    console.table(["", *found.facts], shown)
+    for finding in found.findings:
+        console.line(str(finding))
+    count = len(found.findings)
+    console.line(f"{count} finding{'s' * (count > 1)}" if count else "nothing is wrong")
+    console.document(vars(found))
     if found.findings:
         raise typer.Exit(1)
 

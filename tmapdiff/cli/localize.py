@@ -13,7 +13,7 @@ import typer
 
 from tmapdiff._core.checks import check_no_address, check_range, message
 from tmapdiff.cli import options
-from tmapdiff.cli.output import JsonOption, Output, progress
+from tmapdiff.cli.output import Output, progress
 from tmapdiff.errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ _TITLE = 45  # characters per line above a map
 
 def localize(
     context: typer.Context,
+    console: Output,
     video: Annotated[
         str,
         typer.Argument(
@@ -103,7 +104,6 @@ def localize(
         ),
     ] = None,
     device: options.DeviceOption = "auto",
-    as_json: JsonOption = False,
 ) -> None:
     """Find the moments of videos that sentences describe.
 
@@ -118,7 +118,6 @@ def localize(
     """
     from tmapdiff.data.text_tracks import TRACK_SUFFIXES, load_text_track
 
-    answering.check()
     videos, sentences = _split(video, sentences, features is not None)
     of_features = features is not None or Path(video).suffix in _FEATURES
     is_track = Path(video).suffix.lower() in TRACK_SUFFIXES
@@ -135,7 +134,7 @@ def localize(
         ("--map", map and several, "a single video, without --out"),
         ("--strip", strip and several, "a single video, without --out"),
         ("--ranking", ranking and answer == "set", "--answer ranked"),
-        ("--saliency", saliency is not None and not as_json, "--json"),
+        ("--saliency", saliency is not None and not console.as_json, "--json"),
         ("--saliency", saliency is not None and several, "a single video, without --out"),
     )
     if saliency is not None:
@@ -147,64 +146,63 @@ def localize(
         "ranking": ranking,
         "answer": answer,
     }
-    with Output(as_json) as output:
-        import torch
+    import torch
 
-        from tmapdiff.maps import resample_saliency
-        from tmapdiff.pipelines import list_sources
-        from tmapdiff.recipes import answer_videos, pair
+    from tmapdiff.maps import resample_saliency
+    from tmapdiff.pipelines import list_sources
+    from tmapdiff.recipes import answer_videos, pair
 
-        if features is None:
-            for one in videos:
-                check_no_address("localize", one)
-        pipeline = answering.load(device)
-        if several:
-            listed = list_sources(videos, text_tracks=pipeline.takes_text_tracks)
-            if out is not None:  # as it may look like a text track
-                listed = [one for one in listed if one.resolve() != out.resolve()]
-            asked = pair(listed, sentences, pairs)
-            about = {"model": answering.name}
-            answers = answer_videos(pipeline, asked, out=out, settings=about, seed=seed, **sampling)
-            if _print_answers(output, answers, len(asked)):
-                raise typer.Exit(1)
-            return
-        pipeline.set_progress_bar_config(disable=None)  # without a terminal
-        source: Any = video
-        if of_features:
-            source = _features_of(output, video, features, seconds_per_feature, pipeline)
-        found: Any = pipeline(
-            source,
-            sentences,
-            **sampling,
-            # One each, so that an answer does not depend on the other sentences.
-            generator=[torch.Generator().manual_seed(seed) for _ in sentences],
-        )
-        files: list[Path] = []
-        if map is not None:
-            files += _save(map, [_draw_map(found, *item) for item in enumerate(sentences)])
-        if strip is not None:
-            files += _save(strip, _draw_strips(found, sentences, video))
-        windows = found.windows[0] if found.windows else []
-        _print_windows(output, windows)
-        cues = load_text_track(video) if is_track and not of_features else ()
-        presence = found.presence or [None] * len(sentences)
-        found_of: list[dict[str, Any]] = []
-        for index, (sentence, share) in enumerate(zip(sentences, presence, strict=True)):
-            moments = found.moments[index]
-            _print_moments(output, sentence, moments, share, cues)
-            unknown = pipeline.unknown_words(sentence)
-            record = {"sentence": sentence, "moments": moments, "unknown_words": unknown}
-            if share is not None:
-                record["presence"] = share
-            if saliency is not None:
-                seconds = found.clip_seconds[0], found.durations[0], saliency
-                record["saliency"] = resample_saliency(found.saliency[index], *seconds)
-            found_of.append(record)
-        if files:
-            output.line(f"written: {', '.join(str(file) for file in files)}")
-        document = {"video": video, "duration": found.durations[0], "windows": windows}
-        document |= {"model": answering.name, "seed": seed, **options.given(context)}
-        output.document({**document, "answers": found_of, "files": files})
+    if features is None:
+        for one in videos:
+            check_no_address("localize", one)
+    pipeline = answering.load(device)
+    if several:
+        listed = list_sources(videos, text_tracks=pipeline.takes_text_tracks)
+        if out is not None:  # as it may look like a text track
+            listed = [one for one in listed if one.resolve() != out.resolve()]
+        asked = pair(listed, sentences, pairs)
+        about = {"model": answering.name}
+        answers = answer_videos(pipeline, asked, out=out, settings=about, seed=seed, **sampling)
+        if _print_answers(console, answers, len(asked)):
+            raise typer.Exit(1)
+        return
+    pipeline.set_progress_bar_config(disable=None)  # without a terminal
+    source: Any = video
+    if of_features:
+        source = _features_of(console, video, features, seconds_per_feature, pipeline)
+    found: Any = pipeline(
+        source,
+        sentences,
+        **sampling,
+        # One each, so that an answer does not depend on the other sentences.
+        generator=[torch.Generator().manual_seed(seed) for _ in sentences],
+    )
+    files: list[Path] = []
+    if map is not None:
+        files += _save(map, [_draw_map(found, *item) for item in enumerate(sentences)])
+    if strip is not None:
+        files += _save(strip, _draw_strips(found, sentences, video))
+    windows = found.windows[0] if found.windows else []
+    _print_windows(console, windows)
+    cues = load_text_track(video) if is_track and not of_features else ()
+    presence = found.presence or [None] * len(sentences)
+    found_of: list[dict[str, Any]] = []
+    for index, (sentence, share) in enumerate(zip(sentences, presence, strict=True)):
+        moments = found.moments[index]
+        _print_moments(console, sentence, moments, share, cues)
+        unknown = pipeline.unknown_words(sentence)
+        record = {"sentence": sentence, "moments": moments, "unknown_words": unknown}
+        if share is not None:
+            record["presence"] = share
+        if saliency is not None:
+            seconds = found.clip_seconds[0], found.durations[0], saliency
+            record["saliency"] = resample_saliency(found.saliency[index], *seconds)
+        found_of.append(record)
+    if files:
+        console.line(f"written: {', '.join(str(file) for file in files)}")
+    document = {"video": video, "duration": found.durations[0], "windows": windows}
+    document |= {"model": answering.name, "seed": seed, **options.given(context)}
+    console.document({**document, "answers": found_of, "files": files})
 
 
 def _split(video: str, others: Sequence[str], is_id: bool) -> tuple[list[str], list[str]]:
@@ -227,7 +225,7 @@ def _looks_like_videos(text: str) -> bool:
 
 
 def _print_answers(
-    output: Output, answers: Iterator[Sequence[Mapping[str, Any]]], num_videos: int
+    console: Output, answers: Iterator[Sequence[Mapping[str, Any]]], num_videos: int
 ) -> int:
     """Print answers as they arrive; return the number of failures."""
     from tmapdiff.pipelines import LocalizedMoment
@@ -238,31 +236,31 @@ def _print_answers(
     with bar as advance:
         for records in answers:
             for record in records:
-                output.record(record)
+                console.document(record, indent=None)
                 if "error" in record:
                     failed += 1
                     video, error = record["video"], record["error"]
-                    output.warning(error if video in error else f"{video}: {error}")
+                    console.warning(error if video in error else f"{video}: {error}")
                     continue
                 moments = [LocalizedMoment(*map(one.get, _MOMENT)) for one in record["moments"]]
-                _print_windows(output, record["windows"])
+                _print_windows(console, record["windows"])
                 title, share = f"{record['video']}: {record['sentence']}", record.get("presence")
-                _print_moments(output, title, moments, share)
+                _print_moments(console, title, moments, share)
             advance()
     return failed
 
 
-def _print_windows(out: Output, windows: Sequence[Sequence[float]]) -> None:
+def _print_windows(console: Output, windows: Sequence[Sequence[float]]) -> None:
     if windows:
         start, end = windows[0]
-        out.line(
+        console.line(
             f"searched in {len(windows)} windows of {end - start:.1f} s, "
             f"as the video is longer than those of training"
         )
 
 
 def _features_of(
-    out: Output,
+    console: Output,
     video: str,
     store: Path | None,
     seconds_per_feature: float | None,
@@ -282,7 +280,7 @@ def _features_of(
         spelling, names = find_spelling([video], opened)
         video_id = names.get(video, video)
         if spelling:
-            out.warning(f"the features spell {video} {spelling}")
+            console.warning(f"the features spell {video} {spelling}")
     else:
         kinds = {".npy": NpyFeatureStore, ".npz": NpzFeatureStore, ".pt": PtFeatureStore}
         path = Path(video)
@@ -301,7 +299,7 @@ def _features_of(
 
 
 def _print_moments(
-    out: Output,
+    console: Output,
     sentence: str,
     moments: "Sequence[LocalizedMoment]",
     presence: float | None,
@@ -310,7 +308,7 @@ def _print_moments(
     if presence is not None:
         sentence += f" (in this video with probability {presence:.0%})"
         if not moments:
-            out.line(f"{sentence}\nnot found in this video")
+            console.line(f"{sentence}\nnot found in this video")
             return
     rows = []
     for rank, one in enumerate(moments, start=1):
@@ -320,7 +318,7 @@ def _print_moments(
             row.append(_excerpt(one, cues))
         rows.append(row)
     columns = ["", "start (s)", "end (s)", "score", "spread", *(["text"] if cues else [])]
-    out.table(columns, rows, sentence)
+    console.table(columns, rows, sentence)
 
 
 def _excerpt(moment: "LocalizedMoment", cues: "Sequence[Cue]") -> str:

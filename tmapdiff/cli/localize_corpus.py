@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from tmapdiff.cli import options
-from tmapdiff.cli.output import JsonOption, Output
+from tmapdiff.cli.output import Output
 
 EXAMPLES = """
 tmapdiff localize-corpus runs/vgg/pipeline videos.parquet queries.parquet --out moments
@@ -19,6 +19,7 @@ RAY_ADDRESS=auto tmapdiff localize-corpus /shared/pipeline /shared/videos.parque
 
 
 def localize_corpus(
+    console: Output,
     pipeline: Annotated[
         Path, typer.Argument(metavar="PIPELINE", help="Folder of a saved pipeline.")
     ],
@@ -60,7 +61,6 @@ def localize_corpus(
     samples: options.SamplesOption = None,
     top: options.TopOption = 5,
     seed: options.NoiseSeedOption = 0,
-    as_json: JsonOption = False,
 ) -> None:
     """Find the moments of many queries in many videos, on several processes or machines.
 
@@ -70,35 +70,32 @@ def localize_corpus(
 
     The exit code is 1 if a video failed.
     """
-    with Output(as_json) as output:
-        from tmapdiff.corpus import CorpusOptions
-        from tmapdiff.corpus import localize_corpus as run
+    from tmapdiff.corpus import CorpusOptions
+    from tmapdiff.corpus import localize_corpus as run
 
-        place: str | None = device
-        if workers == 0:
-            place = options.find_device(device)
-        elif device == "auto":  # workers may have other devices than this machine
-            place = None
-        report = run(
-            pipeline,
-            videos,
-            queries,
-            out,
-            features=features or (),
-            options=CorpusOptions(
-                num_inference_steps=steps, num_samples=samples, top_n=top, seed=seed
-            ),
-            num_workers=workers,
-            gpus_per_worker=gpus_per_worker,
-            threads_per_worker=threads_per_worker,
-            device=place,
-            videos_per_file=videos_per_file,
-            batch_size=batch_size,
-            on_file=lambda done, count: output.warning(f"{done} of {count} videos"),
-        )
-        output.line(str(report))
-        for one in report.failed:
-            output.warning(f"{one.video_id}: {one.error}")
-        output.document({**vars(report), "out": out})
+    place: str | None = device
+    if workers == 0:
+        place = options.find_device(device)
+    elif device == "auto":  # workers may have other devices than this machine
+        place = None
+    report = run(
+        pipeline,
+        videos,
+        queries,
+        out,
+        features=features or (),
+        options=CorpusOptions(num_inference_steps=steps, num_samples=samples, top_n=top, seed=seed),
+        num_workers=workers,
+        gpus_per_worker=gpus_per_worker,
+        threads_per_worker=threads_per_worker,
+        device=place,
+        videos_per_file=videos_per_file,
+        batch_size=batch_size,
+        on_file=lambda done, count: console.warning(f"{done} of {count} videos"),
+    )
+    console.line(str(report))
+    for one in report.failed:
+        console.warning(f"{one.video_id}: {one.error}")
+    console.document({**vars(report), "out": out})
     if report.failed:
         raise typer.Exit(1)

@@ -10,7 +10,7 @@ import typer
 
 from tmapdiff._core.checks import first_line, message
 from tmapdiff._core.numbers import parse_integer, parse_number
-from tmapdiff.cli.output import to_json
+from tmapdiff.cli.output import JsonOption, Output, to_json
 from tmapdiff.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -23,14 +23,6 @@ ProtocolName = Literal["rank", "didemo", "qvhighlights"]
 DatasetOption = Annotated[
     FormatName | None,
     typer.Option(help="Format of the annotations. [default: detected from names and contents]"),
-]
-ProtocolOption = Annotated[
-    ProtocolName | None,
-    typer.Option(
-        help="Metrics: rank counts an IoU above a threshold (2D-TAN); qvhighlights counts an IoU "
-        "of at least the threshold, with mAP for queries with several moments (moment_detr). "
-        "[default: didemo for DiDeMo, otherwise rank]"
-    ),
 ]
 SecondsPerFeatureOption = Annotated[
     float | None,
@@ -102,6 +94,11 @@ class PipelineOptions:
         ),
     ] = None
 
+    def __post_init__(self) -> None:
+        if sum(one is not None for one in vars(self).values()) != 1:
+            text = "pass exactly one of --model, --zero-shot and --text-encoder."
+            raise typer.BadParameter(text, param_hint="'--model'")
+
     @property
     def name(self) -> str:
         """The name that was passed."""
@@ -118,13 +115,6 @@ class PipelineOptions:
         else:
             pipeline = MomentLocalizationPipeline.from_pretrained(self.model or "")
         return pipeline.to(find_device(device))
-
-    def check(self) -> None:
-        """Refuse anything but exactly one option."""
-        named = [one for one in vars(self).values() if one is not None]
-        if len(named) != 1:
-            text = "pass exactly one of --model, --zero-shot and --text-encoder."
-            raise typer.BadParameter(text, param_hint="'--model'")
 
 
 def find_device(name: str) -> str:
@@ -146,8 +136,8 @@ def find_device(name: str) -> str:
 def as_command(function: Callable[..., None]) -> Callable[..., None]:
     """Convert a function to what typer accepts.
 
-    Dataclass parameters become one option per field. Flags have no `--no-` form. Numbers are parsed
-    as in files, while typer would read `1_0` as 10.
+    Dataclass parameters become one option per field, and `console`, the `Output`, becomes `--json`.
+    Flags have no `--no-` form. Numbers are parsed as in files: typer would read `1_0` as 10.
     """
     hints = get_type_hints(function)
     groups: dict[str, Any] = {name: kind for name, kind in hints.items() if is_dataclass(kind)}
@@ -167,13 +157,15 @@ def as_command(function: Callable[..., None]) -> Callable[..., None]:
                     info.metavar = info.metavar or f"<{number.__name__}>"
 
     @wraps(function)
-    def command(**values: Any) -> None:
+    def command(as_json: bool, **values: Any) -> None:
         for name, group in groups.items():
             values[name] = group(**{field.name: values.pop(field.name) for field in fields(group)})
-        function(**values)
+        with Output(as_json) as console:
+            function(console=console, **values)
 
-    keywords = [parameter.replace(kind=Parameter.KEYWORD_ONLY) for parameter in parameters]
-    vars(command)["__signature__"] = signature(function).replace(parameters=keywords)
+    last = Parameter("as_json", Parameter.KEYWORD_ONLY, default=False, annotation=JsonOption)
+    keywords = [one.replace(kind=one.KEYWORD_ONLY) for one in parameters if one.name != "console"]
+    vars(command)["__signature__"] = signature(function).replace(parameters=[*keywords, last])
     return command
 
 

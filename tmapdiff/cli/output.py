@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typing_extensions import Self
 
 from tmapdiff.cli.entry import printable
 
@@ -44,27 +43,20 @@ _BRIEF = {
 _WIDTH = 160  # columns of a table without a terminal
 
 
-class Output:
+class Output(contextlib.ExitStack):
     """Output of a command.
 
-    As a context manager with `as_json`, it redirects all printing, also by libraries, to standard
+    With `as_json`, until it is closed, it redirects all printing, also by libraries, to standard
     error, so that only the document is on standard output.
     """
 
     def __init__(self, as_json: bool) -> None:
+        super().__init__()
         self.as_json = as_json
         self.is_muted = False  # set in all but the first of several processes
-        self._redirection = contextlib.ExitStack()
         self._stdout = sys.stdout
-
-    def __enter__(self) -> Self:
-        self._stdout = sys.stdout
-        if self.as_json:
-            self._redirection.enter_context(contextlib.redirect_stdout(sys.stderr))
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._redirection.close()
+        if as_json:
+            self.enter_context(contextlib.redirect_stdout(sys.stderr))
 
     def line(self, text: str) -> None:
         """Print a line for people."""
@@ -98,15 +90,8 @@ class Output:
         console = Console(markup=False, emoji=False, highlight=False, width=width)
         console.print(table)
 
-    def record(self, content: Mapping[str, Any]) -> None:
-        """With `--json`, print one of many answers as one line."""
-        self._print(content, indent=None)
-
-    def document(self, content: Mapping[str, Any]) -> None:
-        """With `--json`, print the answer."""
-        self._print(content, indent=2)
-
-    def _print(self, content: Mapping[str, Any], indent: int | None) -> None:
+    def document(self, content: Mapping[str, Any], indent: int | None = 2) -> None:
+        """With `--json`, print the answer, or with `indent` None, one of many as one line."""
         if self.as_json and not self.is_muted:
             text = json.dumps(to_json(content), indent=indent, ensure_ascii=False, allow_nan=False)
             # File names that are not UTF-8 are escaped.

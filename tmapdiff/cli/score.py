@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from tmapdiff.cli.options import DatasetOption
-from tmapdiff.cli.output import JsonOption, Output, metrics_table
+from tmapdiff.cli.output import Output, metrics_table
 
 EXAMPLES = """
 tmapdiff score predictions.jsonl --test highlight_val_release.jsonl --protocol qvhighlights
@@ -15,6 +15,7 @@ tmapdiff score predictions.jsonl --test charades_sta_test.txt --json
 
 
 def score(
+    console: Output,
     predictions: Annotated[
         Path,
         typer.Argument(
@@ -31,23 +32,21 @@ def score(
             "IoU of at least the threshold, with mAP and highlights (moment_detr)."
         ),
     ] = "rank",
-    as_json: JsonOption = False,
 ) -> None:
     """Score a file of answers to annotated queries, from this library or another program.
 
     Each query needs one answer. For DiDeMo, Rank n@m uses the annotators' consensus.
     """
-    with Output(as_json) as out:
-        from tmapdiff.data import find_split, keep_consensus, read_submission
-        from tmapdiff.evaluation import evaluate_predictions
+    from tmapdiff.data import find_split, keep_consensus, read_submission
+    from tmapdiff.evaluation import evaluate_predictions
 
-        file = find_split(test, None, dataset)
-        annotations = file.load()
-        out.line(f"test: {len(annotations):,} queries; {annotations.report}")
-        if file.format == "didemo":
-            annotations = keep_consensus(annotations)
-        metrics = evaluate_predictions(read_submission(predictions), annotations, protocol=protocol)
-        metrics_table(out, {predictions.name: metrics}, f"protocol {protocol}; percent")
-        out.document(
-            {"predictions": predictions, "test": file.path, "protocol": protocol, **metrics}
-        )
+    file = find_split(test, None, dataset)
+    annotations = file.load()
+    console.line(f"test: {len(annotations):,} queries; {annotations.report}")
+    if file.format == "didemo":
+        annotations = keep_consensus(annotations)
+    metrics = evaluate_predictions(read_submission(predictions), annotations, protocol=protocol)
+    metrics_table(console, {predictions.name: metrics}, f"protocol {protocol}; percent")
+    console.document(
+        {"predictions": predictions, "test": file.path, "protocol": protocol, **metrics}
+    )

@@ -11,7 +11,7 @@ import typer
 from tmapdiff._core.checks import message
 from tmapdiff.cli import options
 from tmapdiff.cli.data import DataOptions
-from tmapdiff.cli.output import JsonOption, Output, report_results
+from tmapdiff.cli.output import Output, report_results
 from tmapdiff.errors import FileError
 
 EXAMPLES = """
@@ -106,6 +106,7 @@ class TrainingOptions:
 
 def train(
     context: typer.Context,
+    console: Output,
     data_options: DataOptions,
     recipe_options: RecipeOptions,
     training_options: TrainingOptions,
@@ -167,7 +168,6 @@ def train(
         Literal["auto", "cpu"], typer.Option(help="auto uses a GPU if there is one.")
     ] = "auto",
     workers: Annotated[int, typer.Option(help="Data-loading processes; 0 uses this one.")] = 0,
-    as_json: JsonOption = False,
 ) -> None:
     """Train a localizer, evaluate it, and save a pipeline for evaluate and localize.
 
@@ -207,80 +207,79 @@ def train(
     train_place = train or data_options.root
     # With --holdout, the training queries suffice.
     test_place = test or (data_options.root if holdout is None else None) or train_place
-    with Output(as_json) as out:
-        data_options.check(train_place, [] if test_place is None else [test_place], "--train")
-        places = {"--glove": recipe_options.glove, "--frame-encoder": frame_encoder}
-        for option, place in places.items():
-            if place is not None and not place.exists():
-                raise FileError(message(option, "an existing path", f"nothing at {place}"))
-        from tmapdiff._core.files import written_beside
-        from tmapdiff.recipes import (
-            RUN_FILES,
-            Recipe,
-            SamplingOptions,
-            check_run_folder,
-            evaluate_control,
-            evaluate_trained,
-            find_frame_encoder,
-            is_main_process,
+    data_options.check(train_place, [] if test_place is None else [test_place], "--train")
+    places = {"--glove": recipe_options.glove, "--frame-encoder": frame_encoder}
+    for option, place in places.items():
+        if place is not None and not place.exists():
+            raise FileError(message(option, "an existing path", f"nothing at {place}"))
+    from tmapdiff._core.files import written_beside
+    from tmapdiff.recipes import (
+        RUN_FILES,
+        Recipe,
+        SamplingOptions,
+        check_run_folder,
+        evaluate_control,
+        evaluate_trained,
+        find_frame_encoder,
+        is_main_process,
+    )
+
+    began = time.perf_counter()
+    console.is_muted = not is_main_process()
+    sampling = SamplingOptions(tuple(steps or ()), samples, ranking, seed)
+    recipe = Recipe(
+        model="diffusion" if model == "prior" or model == "oracle" else model,
+        seed=seed,
+        training={**vars(training_options), "num_workers": workers},
+        **vars(recipe_options),
+    )
+    data = data_options.load(train_place, test_place, holdout)
+    sentences = None
+    if text_encoder is not None:
+        from tmapdiff.models import TransformersTextEncoder
+
+        sentences = TransformersTextEncoder(text_encoder)
+        data = data.encode_queries(sentences)
+    console.line(str(data))
+    if output is None:
+        sources = {**vars(data_options), "train": train_place, "test": test_place}
+        sources |= {
+            "holdout": holdout,
+            "text_encoder": text_encoder,
+            "features": data_options.features or None,
+        }
+        if data_options.test_split == "test":
+            del sources["test_split"]
+        output = recipe.default_folder(data.name, sources, model if untrained else None)
+    writes = ("metrics.json",) if untrained else RUN_FILES
+    check_run_folder(output, resume=resume, overwrite=overwrite, writes=writes)
+    asked = options.given(context)
+    if is_main_process():  # before training, which may be interrupted
+        with written_beside(output / "arguments.json") as new:
+            new.write_text(json.dumps(asked, indent=2) + "\n")
+
+    match = trained = None
+    if model == "prior" or model == "oracle":
+        results = evaluate_control(model, recipe, data)
+    else:
+        if not simulated:
+            match = find_frame_encoder(data.store, frame_encoder)
+        trained = recipe.train(
+            data,
+            output,
+            steps=sampling.steps,
+            device=None if device == "auto" else device,
+            resume=resume,
+            overwrite=overwrite,
+            say=console.line,
         )
-
-        began = time.perf_counter()
-        out.is_muted = not is_main_process()
-        sampling = SamplingOptions(tuple(steps or ()), samples, ranking, seed)
-        recipe = Recipe(
-            model="diffusion" if model == "prior" or model == "oracle" else model,
-            seed=seed,
-            training={**vars(training_options), "num_workers": workers},
-            **vars(recipe_options),
-        )
-        data = data_options.load(train_place, test_place, holdout)
-        sentences = None
-        if text_encoder is not None:
-            from tmapdiff.models import TransformersTextEncoder
-
-            sentences = TransformersTextEncoder(text_encoder)
-            data = data.encode_queries(sentences)
-        out.line(str(data))
-        if output is None:
-            sources = {**vars(data_options), "train": train_place, "test": test_place}
-            sources |= {
-                "holdout": holdout,
-                "text_encoder": text_encoder,
-                "features": data_options.features or None,
-            }
-            if data_options.test_split == "test":
-                del sources["test_split"]
-            output = recipe.default_folder(data.name, sources, model if untrained else None)
-        writes = ("metrics.json",) if untrained else RUN_FILES
-        check_run_folder(output, resume=resume, overwrite=overwrite, writes=writes)
-        asked = options.given(context)
-        if is_main_process():  # before training, which may be interrupted
-            with written_beside(output / "arguments.json") as new:
-                new.write_text(json.dumps(asked, indent=2) + "\n")
-
-        match = trained = None
-        if model == "prior" or model == "oracle":
-            results = evaluate_control(model, recipe, data)
-        else:
-            if not simulated:
-                match = find_frame_encoder(data.store, frame_encoder)
-            trained = recipe.train(
-                data,
-                output,
-                steps=sampling.steps,
-                device=None if device == "auto" else device,
-                resume=resume,
-                overwrite=overwrite,
-                say=out.line,
-            )
-            results = evaluate_trained(trained, sampling, data)
-        if not is_main_process():
-            return
-        if trained is not None:
-            trained.make_pipeline(match, sentences).save_pretrained(output / "pipeline")
-        if match is not None:
-            out.line(match.remark)
-        details = {"seed": seed, "seconds": time.perf_counter() - began, **asked}
-        also_written = ("pipeline",) if trained else ()
-        out.document(report_results(out, results, data, output, details, also_written))
+        results = evaluate_trained(trained, sampling, data)
+    if not is_main_process():
+        return
+    if trained is not None:
+        trained.make_pipeline(match, sentences).save_pretrained(output / "pipeline")
+    if match is not None:
+        console.line(match.remark)
+    details = {"seed": seed, "seconds": time.perf_counter() - began, **asked}
+    also_written = ("pipeline",) if trained else ()
+    console.document(report_results(console, results, data, output, details, also_written))
