@@ -31,19 +31,16 @@ def convert(
     ],
     format: Annotated[
         Literal["hdf5", "npy", "npz", "pt"] | None,
-        typer.Option(help="Format of DST. [default: hdf5 for .h5 and .hdf5, otherwise npy]"),
+        "Format of DST. [default: hdf5 for .h5 and .hdf5, otherwise npy]",
     ] = None,
     seconds_per_feature: Annotated[
-        float | None,
-        typer.Option(help="Seconds between features, if SRC does not declare it."),
+        float | None, "Seconds between features, if SRC does not declare it."
     ] = None,
     root: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Folder of Charades' annotations, for 'timeline'."),
     ] = None,
-    seed: Annotated[
-        int | None, typer.Option(help="Seed of 'timeline'. [default: 0, as in train]")
-    ] = None,
+    seed: Annotated[int | None, "Seed of 'timeline'. [default: 0, as in train]"] = None,
 ) -> None:
     """Copy features to a store of another format, and verify them.
 

@@ -34,7 +34,7 @@ class DataOptions:
             "of Charades.",
         ),
     ] = None
-    test_split: Annotated[SplitName, typer.Option(help="Split of --root to evaluate on.")] = "test"
+    test_split: Annotated[SplitName, "Split of --root to evaluate on."] = "test"
     features: Annotated[
         list[str] | None,
         typer.Option(
@@ -46,15 +46,11 @@ class DataOptions:
     seconds_per_feature: SecondsPerFeatureOption = None
     protocol: Annotated[
         ProtocolName | None,
-        typer.Option(
-            help="Metrics: rank counts an IoU above a threshold (2D-TAN); qvhighlights counts an "
-            "IoU of at least the threshold, with mAP for queries with several moments "
-            "(moment_detr). [default: didemo for DiDeMo, otherwise rank]"
-        ),
+        "Metrics: rank counts an IoU above a threshold (2D-TAN); qvhighlights counts an IoU of at "
+        "least the threshold, with mAP for queries with several moments (moment_detr). [default: "
+        "didemo for DiDeMo, otherwise rank]",
     ] = None
-    limit: Annotated[int | None, typer.Option(help="Use only this many queries of each split.")] = (
-        None
-    )
+    limit: Annotated[int | None, "Use only this many queries of each split."] = None
 
     def check(self, train: Path | None, tests: Sequence[Path], queries_option: str) -> None:
         """Refuse wrong usage and missing files before torch is imported."""

@@ -31,15 +31,11 @@ def demo(
         list[str] | None,
         typer.Option(metavar="SENTENCE", help="Example sentence; can be repeated."),
     ] = None,
-    host: Annotated[
-        str, typer.Option(help="Address to listen on; 0.0.0.0 allows other machines.")
-    ] = "127.0.0.1",
-    port: Annotated[
-        int | None, typer.Option(help="Port to listen on. [default: first free one from 7860]")
-    ] = None,
-    share: Annotated[bool, typer.Option(help="Get a public URL from Gradio's servers.")] = False,
-    max_megabytes: Annotated[float, typer.Option(help="Largest upload, in MB.")] = 200.0,
-    max_seconds: Annotated[float, typer.Option(help="Longest video, in seconds.")] = 600.0,
+    host: Annotated[str, "Address to listen on; 0.0.0.0 allows other machines."] = "127.0.0.1",
+    port: Annotated[int | None, "Port to listen on. [default: first free one from 7860]"] = None,
+    share: Annotated[bool, "Get a public URL from Gradio's servers."] = False,
+    max_megabytes: Annotated[float, "Largest upload, in MB."] = 200.0,
+    max_seconds: Annotated[float, "Longest video, in seconds."] = 600.0,
     device: DeviceOption = "auto",
 ) -> None:
     """Serve a web page that finds moments in videos, or with --text-encoder in transcripts.

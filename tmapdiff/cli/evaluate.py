@@ -58,8 +58,7 @@ def evaluate(
     ] = None,
     device: options.DeviceOption = "auto",
     dtype: Annotated[
-        Literal["float32", "bfloat16", "float16"],
-        typer.Option(help="Number format of weights and maps."),
+        Literal["float32", "bfloat16", "float16"], "Number format of weights and maps."
     ] = "float32",
 ) -> None:
     """Evaluate a pipeline on annotated queries.

@@ -19,18 +19,14 @@ def export(
     console: Output,
     pipeline: PipelineArgument,
     format: Annotated[
-        Literal["pt2", "onnx"],
-        typer.Option(help="pt2 for torch.export.load, or onnx for onnxruntime."),
+        Literal["pt2", "onnx"], "pt2 for torch.export.load, or onnx for onnxruntime."
     ] = "pt2",
     out: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Folder to write. [default: PIPELINE-FORMAT]"),
     ] = None,
     max_words: Annotated[
-        int,
-        typer.Option(
-            help="Longest sentence, in words; 1 if a text encoder embeds whole sentences."
-        ),
+        int, "Longest sentence, in words; 1 if a text encoder embeds whole sentences."
     ] = 32,
     steps: StepsOption = None,
 ) -> None:

@@ -41,14 +41,12 @@ def extract(
             help="A saved frame encoder instead of --model, such as a pipeline's frame_encoder.",
         ),
     ] = None,
-    fps: Annotated[float, typer.Option(help="Features per second.")] = 2.0,
-    batch_size: Annotated[int, typer.Option(help="Frames per batch.")] = 32,
-    workers: Annotated[
-        int, typer.Option(help="Processes that decode one video each; 0 decodes in this process.")
-    ] = 0,
+    fps: Annotated[float, "Features per second."] = 2.0,
+    batch_size: Annotated[int, "Frames per batch."] = 32,
+    workers: Annotated[int, "Processes that decode one video each; 0 decodes in this process."] = 0,
     device: DeviceOption = "auto",
     mixed_precision: Annotated[
-        Literal["no", "fp16", "bf16"], typer.Option(help="Precision of the image model.")
+        Literal["no", "fp16", "bf16"], "Precision of the image model."
     ] = "no",
     pretrained: Annotated[
         bool,
@@ -60,16 +58,14 @@ def extract(
     weights: Annotated[
         Path | None, typer.Option(metavar="FILE", help="File of weights instead of the hub's.")
     ] = None,
-    keep_head: Annotated[
-        bool, typer.Option(help="Keep the last layer: class scores or CLIP's projection.")
-    ] = False,
-    seed: Annotated[int, typer.Option(help="Seed of random weights.")] = 0,
+    keep_head: Annotated[bool, "Keep the last layer: class scores or CLIP's projection."] = False,
+    seed: Annotated[int, "Seed of random weights."] = 0,
     save_encoder: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Also save the frame encoder, for train --frame-encoder."),
     ] = None,
     skip_damaged: Annotated[
-        bool, typer.Option(help="Skip damaged videos instead of using the decodable part.")
+        bool, "Skip damaged videos instead of using the decodable part."
     ] = False,
 ) -> None:
     """Compute features of all videos in a folder, with an image model of timm or transformers.

@@ -66,8 +66,7 @@ def localize(
         typer.Option(metavar="STORE", help="Feature store, with VIDEO as an id in it."),
     ] = None,
     seconds_per_feature: Annotated[
-        float | None,
-        typer.Option(help="Seconds between features. [default: the store's, or the pipeline's]"),
+        float | None, "Seconds between features. [default: the store's, or the pipeline's]"
     ] = None,
     map: Annotated[
         Path | None,
@@ -91,9 +90,7 @@ def localize(
     ] = None,
     pairs: Annotated[
         Literal["product", "zip"],
-        typer.Option(
-            help="For several videos: search each for every sentence, or for one each, in order."
-        ),
+        "For several videos: search each for every sentence, or for one each, in order.",
     ] = "product",
     out: Annotated[
         Path | None,

@@ -47,16 +47,12 @@ def localize_corpus(
             metavar="STORE", help="Feature store of the videos; several are concatenated."
         ),
     ] = None,
-    workers: Annotated[
-        int, typer.Option(help="Ray workers; 0 runs everything in this process.")
-    ] = 2,
-    gpus_per_worker: Annotated[
-        float, typer.Option(help="GPUs per worker; with 0.5, two workers share one.")
-    ] = 0.0,
-    threads_per_worker: Annotated[int, typer.Option(help="Threads per worker.")] = 1,
+    workers: Annotated[int, "Ray workers; 0 runs everything in this process."] = 2,
+    gpus_per_worker: Annotated[float, "GPUs per worker; with 0.5, two workers share one."] = 0.0,
+    threads_per_worker: Annotated[int, "Threads per worker."] = 1,
     device: options.DeviceOption = "auto",
-    videos_per_file: Annotated[int, typer.Option(help="Videos per output file.")] = 16,
-    batch_size: Annotated[int, typer.Option(help="Queries per batch.")] = 64,
+    videos_per_file: Annotated[int, "Videos per output file."] = 16,
+    batch_size: Annotated[int, "Queries per batch."] = 64,
     steps: options.StepsOption = None,
     samples: options.SamplesOption = None,
     top: options.TopOption = 5,

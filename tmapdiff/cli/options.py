@@ -21,18 +21,16 @@ SplitName = Literal["train", "val", "test"]
 ProtocolName = Literal["rank", "didemo", "qvhighlights"]
 
 DatasetOption = Annotated[
-    FormatName | None,
-    typer.Option(help="Format of the annotations. [default: detected from names and contents]"),
+    FormatName | None, "Format of the annotations. [default: detected from names and contents]"
 ]
 SecondsPerFeatureOption = Annotated[
-    float | None,
-    typer.Option(help="Seconds between features, for stores that do not declare it."),
+    float | None, "Seconds between features, for stores that do not declare it."
 ]
 PipelineArgument = Annotated[
     str, typer.Argument(metavar="PIPELINE", help="Folder of a pipeline, or name on the hub.")
 ]
-TopOption = Annotated[int, typer.Option(help="Largest number of moments per sentence.")]
-StepsOption = Annotated[int | None, typer.Option(help="Denoising steps. [default: the model's]")]
+TopOption = Annotated[int, "Largest number of moments per sentence."]
+StepsOption = Annotated[int | None, "Denoising steps. [default: the model's]"]
 SeveralStepsOption = Annotated[
     list[int] | None,
     typer.Option(
@@ -43,24 +41,20 @@ SeveralStepsOption = Annotated[
 ]
 SamplesOption = Annotated[
     int | None,
-    typer.Option(
-        help="Samples per query. They are averaged; with --answer set, one of their sets is "
-        "chosen. [default: the model's]"
-    ),
+    "Samples per query. They are averaged; with --answer set, one of their sets is chosen. "
+    "[default: the model's]",
 ]
 RankingOption = Annotated[
     Literal["nms", "expected-hits", "nms-then-expected-hits"] | None,
-    typer.Option(help="How moments are read from the maps. [default: the model's]"),
+    "How moments are read from the maps. [default: the model's]",
 ]
 AnswerOption = Annotated[
     Literal["ranked", "set"],
-    typer.Option(
-        help="ranked: the best moments, however well they fit; set: an estimated number of "
-        "moments, possibly none, with probabilities as scores."
-    ),
+    "ranked: the best moments, however well they fit; set: an estimated number of moments, "
+    "possibly none, with probabilities as scores.",
 ]
-SeedOption = Annotated[int, typer.Option(help="Seed of all random numbers.")]
-NoiseSeedOption = Annotated[int, typer.Option(help="Seed of the noise.")]
+SeedOption = Annotated[int, "Seed of all random numbers."]
+NoiseSeedOption = Annotated[int, "Seed of the noise."]
 DeviceOption = Annotated[
     str,
     typer.Option(
@@ -137,24 +131,17 @@ def as_command(function: Callable[..., None]) -> Callable[..., None]:
     """Convert a function to what typer accepts.
 
     Dataclass parameters become one option per field, and `console`, the `Output`, becomes `--json`.
-    Flags have no `--no-` form. Numbers are parsed as in files: typer would read `1_0` as 10.
+    A string that annotates a parameter is the help of its option. Flags have no `--no-` form.
+    Numbers are parsed as in files: typer would read `1_0` as 10.
     """
     hints = get_type_hints(function)
     groups: dict[str, Any] = {name: kind for name, kind in hints.items() if is_dataclass(kind)}
     parameters: list[Parameter] = []
     for parameter in signature(function).parameters.values():
-        group: Any = groups.get(parameter.name)
-        parameters += [parameter] if group is None else signature(group).parameters.values()
-    for parameter in parameters:
-        kind, *about = get_args(parameter.annotation) or (parameter.annotation,)
-        parts = [kind, *get_args(kind), *(one for part in get_args(kind) for one in get_args(part))]
-        for info in about:
-            if kind is bool and info.default is ...:
-                info.param_decls = (f"--{parameter.name.replace('_', '-')}",)
-            for number in (int, float):
-                if number in parts:
-                    info.parser = partial(_read_number, number)
-                    info.metavar = info.metavar or f"<{number.__name__}>"
+        group = groups.get(parameter.name)
+        several = [parameter] if group is None else signature(group).parameters.values()
+        parameters += [_as_option(one) for one in several if one.name != "console"]
+    json_option = Parameter("as_json", Parameter.KEYWORD_ONLY, default=False, annotation=JsonOption)
 
     @wraps(function)
     def command(as_json: bool, **values: Any) -> None:
@@ -163,10 +150,25 @@ def as_command(function: Callable[..., None]) -> Callable[..., None]:
         with Output(as_json) as console:
             function(console=console, **values)
 
-    last = Parameter("as_json", Parameter.KEYWORD_ONLY, default=False, annotation=JsonOption)
-    keywords = [one.replace(kind=one.KEYWORD_ONLY) for one in parameters if one.name != "console"]
-    vars(command)["__signature__"] = signature(function).replace(parameters=[*keywords, last])
+    all_of_them = signature(function).replace(parameters=[*parameters, json_option])
+    vars(command)["__signature__"] = all_of_them
     return command
+
+
+def _as_option(parameter: Parameter) -> Parameter:
+    kind, *about = get_args(parameter.annotation) or (parameter.annotation,)
+    parts = [kind, *get_args(kind), *(one for part in get_args(kind) for one in get_args(part))]
+    for info in about:
+        if isinstance(info, str):
+            info = typer.Option(help=info)
+        if kind is bool and info.default is ...:
+            info.param_decls = (f"--{parameter.name.replace('_', '-')}",)
+        for number in (int, float):
+            if number in parts:
+                info.parser = partial(_read_number, number)
+                info.metavar = info.metavar or f"<{number.__name__}>"
+        kind = Annotated[kind, info]
+    return parameter.replace(kind=Parameter.KEYWORD_ONLY, annotation=kind)
 
 
 def _read_number(kind: type, given: Any) -> Any:

@@ -27,10 +27,8 @@ def score(
     dataset: DatasetOption = None,
     protocol: Annotated[
         Literal["rank", "qvhighlights"],
-        typer.Option(
-            help="Metrics: rank counts an IoU above a threshold (2D-TAN); qvhighlights counts an "
-            "IoU of at least the threshold, with mAP and highlights (moment_detr)."
-        ),
+        "Metrics: rank counts an IoU above a threshold (2D-TAN); qvhighlights counts an IoU of at "
+        "least the threshold, with mAP and highlights (moment_detr).",
     ] = "rank",
 ) -> None:
     """Score a file of answers to annotated queries, from this library or another program.

@@ -41,28 +41,21 @@ class RecipeOptions:
 
     preset: Annotated[
         PresetName,
-        typer.Option(
-            help="Model size and training settings. best and base are former names of nano_tuned "
-            "and large. large and paper have never been trained."
-        ),
+        "Model size and training settings. best and base are former names of nano_tuned and large. "
+        "large and paper have never been trained.",
     ] = "tiny"
-    decoder: Annotated[
-        DecoderName | None, typer.Option(help="Decoder of Table 3. [default: the preset's]")
-    ] = None
-    objective: Annotated[
-        str | None,
-        typer.Option(help="Objective, see tmapdiff.losses. [default: the preset's]"),
-    ] = None
+    decoder: Annotated[DecoderName | None, "Decoder of Table 3. [default: the preset's]"] = None
+    objective: Annotated[str | None, "Objective, see tmapdiff.losses. [default: the preset's]"] = (
+        None
+    )
     glove: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="GloVe vectors. [default: words are learned]"),
     ] = None
     clip_seconds: Annotated[
         float | None,
-        typer.Option(
-            help="Duration of a clip in seconds: train on windows of long videos, evaluate on "
-            "whole videos. [default: clips divide each video equally]"
-        ),
+        "Duration of a clip in seconds: train on windows of long videos, evaluate on whole videos. "
+        "[default: clips divide each video equally]",
     ] = None
 
 
@@ -70,37 +63,27 @@ class RecipeOptions:
 class TrainingOptions:
     """Fields of `TrainingConfig`; None means the preset's value."""
 
-    epochs: Annotated[
-        int | None, typer.Option(help="Passes over the training queries. [default: the preset's]")
-    ] = None
-    batch_size: Annotated[
-        int | None, typer.Option(help="Queries per training step. [default: the preset's]")
-    ] = None
-    learning_rate: Annotated[
-        float | None, typer.Option(help="Highest learning rate. [default: the preset's]")
-    ] = None
+    epochs: Annotated[int | None, "Passes over the training queries. [default: the preset's]"] = (
+        None
+    )
+    batch_size: Annotated[int | None, "Queries per training step. [default: the preset's]"] = None
+    learning_rate: Annotated[float | None, "Highest learning rate. [default: the preset's]"] = None
     mixed_precision: Annotated[
-        Literal["no", "fp16", "bf16"] | None,
-        typer.Option(help="Precision of training. [default: the preset's]"),
+        Literal["no", "fp16", "bf16"] | None, "Precision of training. [default: the preset's]"
     ] = None
     activation_checkpointing: Annotated[
-        bool, typer.Option(help="Use less memory and more time, with equal results.")
+        bool, "Use less memory and more time, with equal results."
     ] = False
-    compile: Annotated[bool, typer.Option(help="Speed up training by torch.compile.")] = False
-    deterministic: Annotated[
-        bool, typer.Option(help="Make runs bit-identical, on GPUs too; slower.")
-    ] = False
+    compile: Annotated[bool, "Speed up training by torch.compile."] = False
+    deterministic: Annotated[bool, "Make runs bit-identical, on GPUs too; slower."] = False
     negatives: Annotated[
         float | None,
-        typer.Option(
-            help="Share of sentences, 0 to 0.9, trained on videos that they do not describe, drawn "
-            "anew each epoch. Answers then give the probability that the video contains the "
-            "moment; a tenth of the training videos is held out to calibrate it. [default: 0]"
-        ),
+        "Share of sentences, 0 to 0.9, trained on videos that they do not describe, drawn anew "
+        "each epoch. Answers then give the probability that the video contains the moment; a tenth "
+        "of the training videos is held out to calibrate it. [default: 0]",
     ] = None
     checkpoint_minutes: Annotated[
-        float | None,
-        typer.Option(help="Minutes between checkpoints within an epoch. [default: 10]"),
+        float | None, "Minutes between checkpoints within an epoch. [default: 10]"
     ] = None
 
 
@@ -120,10 +103,8 @@ def train(
     ] = None,
     holdout: Annotated[
         float | None,
-        typer.Option(
-            help="Share of the training videos, 0 to 1, to evaluate on instead of the test "
-            "queries. Use it for all tuning."
-        ),
+        "Share of the training videos, 0 to 1, to evaluate on instead of the test queries. Use it "
+        "for all tuning.",
     ] = None,
     frame_encoder: Annotated[
         Path | None,
@@ -144,11 +125,9 @@ def train(
     ] = None,
     model: Annotated[
         Literal["diffusion", "deterministic", "ms2dtan", "similarity", "prior", "oracle"],
-        typer.Option(
-            help="Model to train, or a control. deterministic: the same decoder as a regressor; "
-            "ms2dtan: the baseline; similarity: fitted similarities of clips and sentence; prior: "
-            "the best constant answer; oracle: the true maps."
-        ),
+        "Model to train, or a control. deterministic: the same decoder as a regressor; ms2dtan: "
+        "the baseline; similarity: fitted similarities of clips and sentence; prior: the best "
+        "constant answer; oracle: the true maps.",
     ] = "diffusion",
     steps: options.SeveralStepsOption = None,
     samples: options.SamplesOption = None,
@@ -160,14 +139,10 @@ def train(
             metavar="DIR", help="Folder to write. [default: in runs/, named after the options]"
         ),
     ] = None,
-    resume: Annotated[
-        bool, typer.Option(help="Continue the run in --output; it may get more epochs.")
-    ] = False,
-    overwrite: Annotated[bool, typer.Option(help="Replace the run in --output.")] = False,
-    device: Annotated[
-        Literal["auto", "cpu"], typer.Option(help="auto uses a GPU if there is one.")
-    ] = "auto",
-    workers: Annotated[int, typer.Option(help="Data-loading processes; 0 uses this one.")] = 0,
+    resume: Annotated[bool, "Continue the run in --output; it may get more epochs."] = False,
+    overwrite: Annotated[bool, "Replace the run in --output."] = False,
+    device: Annotated[Literal["auto", "cpu"], "auto uses a GPU if there is one."] = "auto",
+    workers: Annotated[int, "Data-loading processes; 0 uses this one."] = 0,
 ) -> None:
     """Train a localizer, evaluate it, and save a pipeline for evaluate and localize.
 
