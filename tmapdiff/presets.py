@@ -1,6 +1,7 @@
 """Named configurations of model and training."""
 
 import fnmatch
+from collections import UserDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
@@ -167,18 +168,15 @@ DECODERS: Mapping[str, dict[str, Any]] = MappingProxyType(
 FORMER_NAMES: Mapping[str, str] = MappingProxyType({"best": "nano_tuned", "base": "large"})
 
 
-class _Presets(dict[str, Preset]):
+class _Presets(UserDict[str, Preset]):
     """Presets by name. Former names work, but are not listed."""
 
     def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and super().__contains__(FORMER_NAMES.get(name, name))
-
-    def get(self, name: str, default: Any = None) -> Any:
-        return super().get(FORMER_NAMES.get(name, name), default)
+        return name in self.data or name in FORMER_NAMES
 
     def __missing__(self, name: str) -> Preset:
         if name in FORMER_NAMES:
-            return self[FORMER_NAMES[name]]
+            return self.data[FORMER_NAMES[name]]
         expected = f"one of {', '.join(self)}"
         raise UnknownNameError(message("PRESETS", expected, repr(name)))
 

@@ -78,9 +78,8 @@ def launch_demo(
         listed = {}
         if video_dir is not None:
             if not os.path.isdir(video_dir):
-                raise FileError(
-                    message("the demo", "a folder", f"{video_dir}, which does not exist")
-                )
+                got = f"{video_dir}, which does not exist"
+                raise FileError(message("the demo", "a folder", got))
             found = list_sources([video_dir], text_tracks=pipeline.takes_text_tracks)
             listed = {path.name: path.absolute() for path in found}
         page = build_page(pipeline, limits, listed, examples)

@@ -5,7 +5,7 @@ import os
 import re
 import warnings
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -51,8 +51,7 @@ class ExportReport:
 
     def __str__(self) -> str:
         files = ", ".join(f"{name} ({size / 1e6:.1f} MB)" for name, size in self.sizes.items())
-        compared = f"; equal to the model to {self.difference:.1g}"
-        return f"{self.folder}: {files}{compared}"
+        return f"{self.folder}: {files}; equal to the model to {self.difference:.1g}"
 
 
 def export_pipeline(
@@ -92,17 +91,11 @@ def export_pipeline(
     check_int(_WHO, "max_words", max_words, at_least=1)
     if format == "onnx":
         require("onnxscript", extra="onnx", purpose="Exporting to ONNX")
-    info = _describe(pipeline, max_words, num_inference_steps)
-    info["format"] = format
-    model = _portable(pipeline.localizer)
-    sizes: dict[str, int] = {}
-    difference = 0.0
+    info = _describe(pipeline, max_words, num_inference_steps) | {"format": format}
+    model, difference = _portable(pipeline.localizer), 0.0
     target = folder_to_save_in(_WHO, folder)
-    with (
-        written_beside(target, replaces={"": _FILES}) as new,
-        torch.no_grad(),
-        model.without_checks(),
-    ):
+    replacing = written_beside(target, replaces={"": _FILES})
+    with replacing as new, torch.no_grad(), model.without_checks():
         new.mkdir()
         for graph in _graphs_of(model, info):
             with foreign_errors(ConfigError, f"{_WHO}: cannot export a {type(model).__name__}"):
@@ -120,8 +113,7 @@ def export_pipeline(
 def _describe(
     pipeline: MomentLocalizationPipeline, max_words: int, steps: int | None
 ) -> dict[str, Any]:
-    model, grid = pipeline.localizer, pipeline.localizer.grid
-    encoder = model.encoder.config
+    model, encoder = pipeline.localizer, pipeline.localizer.encoder.config
     name = model.objective.name
     if name not in OBJECTIVES:
         expected = f"a model with one of the objectives {', '.join(OBJECTIVES)}"
@@ -131,11 +123,7 @@ def _describe(
         "tmapdiff": __version__,
         "model": type(model).__name__,
         "graphs": {},
-        "grid": {
-            "num_clips": grid.num_clips,
-            "num_anchors": grid.num_anchors,
-            "num_scales": grid.num_scales,
-        },
+        "grid": asdict(pipeline.localizer.grid),
         "clip_channels": encoder.clip_channels,
         "features_per_clip": encoder.features_per_clip,
         "text_channels": encoder.text_channels,

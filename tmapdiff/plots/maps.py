@@ -10,12 +10,7 @@ from torch import Tensor
 
 from tmapdiff._core.checks import check_length, check_range, check_shape
 from tmapdiff.errors import ArgumentError
-from tmapdiff.plots.bars import (
-    SALIENCY_ROWS,
-    Moments,
-    bars_inches,
-    draw_bars_panel,
-)
+from tmapdiff.plots.bars import SALIENCY_ROWS, Moments, bars_inches, draw_bars_panel
 from tmapdiff.plots.style import COLORMAP, COLORS, PREDICTION_COLOR, TRUTH_COLOR, new_figure
 
 if TYPE_CHECKING:
@@ -108,9 +103,8 @@ def plot_map(
             zorder=5 + 1 / rank,
             bbox={"boxstyle": "circle,pad=0.15", "fc": PREDICTION_COLOR, "ec": "white", "lw": 0.7},
         )
-    ax.set(xlabel="duration (s)", ylabel="start (s)")
+    ax.set(xlabel="duration (s)", ylabel="start (s)", xlim=(0, seconds), ylim=(0, seconds))
     ax.set_title(title, size=10)
-    ax.set(xlim=(0, seconds), ylim=(0, seconds))
     ax.locator_params(nbins=5, steps=[1, 2, 5, 10])
     if saliency is not None:
         under = ax.inset_axes((0, -0.46, 1, 0.2))

@@ -223,7 +223,8 @@ class LocalizationData:
             ArgumentError: As `MomentDataset`.
         """
         part = keep_consensus(self.train) if self.protocol == "didemo" else self.train
-        return self._make_set(part, grid, vocabulary, clip_seconds, features_per_clip)
+        clips = {"clip_seconds": clip_seconds, "features_per_clip": features_per_clip}
+        return self._make_set(part, grid, vocabulary, **clips)
 
     def make_test_set(
         self,
@@ -236,26 +237,19 @@ class LocalizationData:
 
         `grid`, `vocabulary`, `clip_seconds` and `features_per_clip` are as for `make_train_set`.
         """
-        whole = {"whole_videos": clip_seconds is not None}
-        return self._make_set(self.test, grid, vocabulary, clip_seconds, features_per_clip, **whole)
+        clips = {"clip_seconds": clip_seconds, "features_per_clip": features_per_clip}
+        whole = clip_seconds is not None
+        return self._make_set(self.test, grid, vocabulary, whole_videos=whole, **clips)
 
     def _make_set(
-        self,
-        part: AnnotationSet,
-        grid: MapGrid,
-        vocabulary: Vocabulary | None,
-        clip_seconds: float | None,
-        features_per_clip: int,
-        **options: Any,
+        self, part: AnnotationSet, grid: MapGrid, vocabulary: Vocabulary | None, **options: Any
     ) -> MomentDataset:
         return MomentDataset(
             part,
             self.store,
             vocabulary,
             grid.num_clips,
-            clip_seconds=clip_seconds,
             clip_multiple=grid.stride(grid.num_scales - 1),
-            features_per_clip=features_per_clip,
             word_features=self.word_features,
             **options,
         )

@@ -74,6 +74,15 @@ class SamplingOptions:
         samples = self.num_samples or config.num_samples
         return replace(self, steps=steps, num_samples=samples, ranking=ranking)
 
+    def arguments(self, steps: int) -> dict[str, Any]:
+        """Return the arguments of `MapLocalizer.localize` for one of the numbers of steps."""
+        return {
+            "num_inference_steps": steps,
+            "num_samples": self.num_samples,
+            "ranking": self.ranking,
+            "answer": self.answer,
+        }
+
 
 @dataclass(frozen=True)
 class Results:
@@ -102,10 +111,7 @@ class Results:
             **self.evaluation.metrics,
             "model": type(self.model).__name__,
             "objective": self.model.objective.name,
-            "num_inference_steps": self.sampling.steps[0],
-            "num_samples": self.sampling.num_samples,
-            "ranking": self.sampling.ranking,
-            "answer": self.sampling.answer,
+            **self.sampling.arguments(self.sampling.steps[0]),
             "rows": self.rows,
             "queries_per_second": self.evaluation.queries_per_second,
         }
@@ -132,10 +138,7 @@ class Results:
                 self.dataset,
                 range(0, queries, max(1, queries // _DRAWN))[:_DRAWN],
                 seed=self.sampling.seed,
-                num_inference_steps=self.sampling.steps[0],
-                num_samples=self.sampling.num_samples,
-                ranking=self.sampling.ranking,
-                answer=self.sampling.answer,
+                **self.sampling.arguments(self.sampling.steps[0]),
             )
             with written_beside(folder / "maps.png") as new:
                 figure.savefig(new)
@@ -168,19 +171,9 @@ def evaluate_localizer(
         ArgumentError, ConfigError: As `tmapdiff.evaluation.evaluate`.
     """
     completed = sampling.completed(model)
+    common: Any = {"seed": sampling.seed, "protocol": protocol, "accelerator": accelerator}
     evaluations = [
-        evaluate(
-            model,
-            dataset,
-            num_inference_steps=steps,
-            num_samples=sampling.num_samples,
-            ranking=sampling.ranking,
-            answer=sampling.answer,
-            seed=sampling.seed,
-            protocol=protocol,
-            accelerator=accelerator,
-        )
-        for steps in completed.steps
+        evaluate(model, dataset, **sampling.arguments(steps), **common) for steps in completed.steps
     ]
     named = zip(completed.steps, evaluations, strict=True)
     rows = {f"{label}steps {steps}": evaluation.metrics for steps, evaluation in named}

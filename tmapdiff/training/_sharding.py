@@ -1,5 +1,6 @@
 """Training with weights sharded over processes, by accelerate's FSDP2."""
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -45,11 +46,11 @@ def register_forward_methods(model: nn.Module) -> None:
             register_fsdp_forward_method(layer, "prepare")
 
 
+@dataclass
 class GatheredWeights:
     """The full weights of a sharded model; all processes must request them together."""
 
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
+    model: nn.Module
 
     def state_dict(self) -> dict[str, Tensor]:
         return {name: gathered(value) for name, value in self.model.state_dict().items()}

@@ -1,5 +1,6 @@
 """Configuration of training."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -77,27 +78,21 @@ class TrainingConfig:
     negatives: float = 0.0
 
     def __post_init__(self) -> None:
-        who, optional = "TrainingConfig", ("checkpoint_steps", "checkpoint_minutes")
-        given = {k: v for k, v in vars(self).items() if v is not None or k not in optional}
-        for name, least in (
-            ("epochs", 1),
-            ("batch_size", 2),
-            ("seed", 0),
-            ("num_workers", 0),
-            ("heat_map_every", 1),
-            ("checkpoint_steps", 1),
-            ("keep_checkpoints", 1),
-        ):
-            if name in given:
-                check_int(who, name, given[name], at_least=least)
-        for name in ("learning_rate", "gradient_clip", "checkpoint_minutes"):
-            if name in given:
-                check_range(who, name, given[name], 0, open_low=True)
-        check_range(who, "weight_decay", self.weight_decay, 0)
-        check_range(who, "negatives", self.negatives, 0, MOST_NEGATIVES)
-        check_range(who, "warmup", self.warmup, 0, 1)
-        check_range(who, "ema_decay", self.ema_decay, 0, 1)
+        who = "TrainingConfig"
+        least = {"batch_size": 2, "seed": 0, "num_workers": 0}
+        whole = ("epochs", *least, "heat_map_every", "checkpoint_steps", "keep_checkpoints")
+        positive = ("learning_rate", "gradient_clip", "checkpoint_minutes")
+        most = {"weight_decay": math.inf, "negatives": MOST_NEGATIVES, "warmup": 1, "ema_decay": 1}
+        for name, value in vars(self).items():
+            if value is None and name in ("checkpoint_steps", "checkpoint_minutes"):
+                continue
+            if name in whole:
+                check_int(who, name, value, at_least=least.get(name, 1))
+            elif name in positive:
+                check_range(who, name, value, 0, open_low=True)
+            elif name in most:
+                check_range(who, name, value, 0, most[name])
+            elif name in ("activation_checkpointing", "compile", "deterministic"):
+                check_bool(who, name, value)
         check_range(who, "seed", self.seed, 0, _MAX_SEED)
         check_choice(who, "mixed_precision", self.mixed_precision, get_args(MixedPrecision))
-        for name in ("activation_checkpointing", "compile", "deterministic"):
-            check_bool(who, name, given[name])

@@ -137,6 +137,8 @@ class Trainer:
         for package in ("accelerate", "tensorboard"):
             require(package, extra="train", purpose="Trainer")
         filelock: Any = require("filelock", extra="train", purpose="Trainer")
+        from accelerate.utils import set_seed
+
         queries = check_int("Trainer", "queries in the data set", len(dataset), at_least=2)  # type: ignore[arg-type]
         if validate_every is not None:
             check_int("Trainer", "validate_every", validate_every, at_least=1)
@@ -167,7 +169,11 @@ class Trainer:
         if model.config.get("presence_weights") is not None:
             model.register_to_config(presence_weights=None)  # fitted on maps before training
         self._is_sharded = prepare_sharding(self.accelerator)
-        self._set_up_process()
+        if config.deterministic:
+            # cuBLAS reads it when it starts; without it, torch rejects matrix products.
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        # Each process must draw its own dropout.
+        set_seed(config.seed, device_specific=True)
         self.loader = self._loader_in_use = self._make_loader(dataset, queries)
         self._prepare_model(model)
         self._make_schedule()
@@ -185,15 +191,6 @@ class Trainer:
                 log_with="tensorboard",
                 project_dir=str(self.output_dir),
             )
-
-    def _set_up_process(self) -> None:
-        from accelerate.utils import set_seed
-
-        if self.config.deterministic:
-            # cuBLAS reads it when it starts; without it, torch rejects matrix products.
-            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        # Each process must draw its own dropout.
-        set_seed(self.config.seed, device_specific=True)
 
     def _make_loader(self, dataset: Dataset[Any], queries: int) -> DataLoader[Any]:
         config, accelerator = self.config, self.accelerator
@@ -303,10 +300,10 @@ class Trainer:
     def best_checkpoint(self) -> Path | None:
         """The checkpoint with the best validation metric; None if none was validated."""
         metric = self.config.best_metric
-        validated_entries = [entry for entry in self.history if metric in entry]
-        scores = {checkpoint_name(int(one["epoch"])): one[metric] for one in validated_entries}
-        validated = [path for path in self.checkpoints if path.name in scores]
-        return max(validated, key=lambda path: scores[path.name], default=None)
+        validated = [one for one in self.history if metric in one]
+        scores = {checkpoint_name(int(one["epoch"])): one[metric] for one in validated}
+        saved = [path for path in self.checkpoints if path.name in scores]
+        return max(saved, key=lambda path: scores[path.name], default=None)
 
     def resume(self, checkpoint: str | os.PathLike[str] | None = None) -> Self:
         """Continue from the last checkpoint in `output_dir`, or from the start if there is none.
@@ -383,12 +380,12 @@ class Trainer:
 
     def _save_state(self, folder: Path | None) -> None:
         """Save this process's state in the folder that the main process chose."""
-        place = [None if folder is None else str(folder)]
+        place = [folder]
         if self.accelerator.num_processes > 1:
             from accelerate.utils import broadcast_object_list
 
             broadcast_object_list(place)
-        self.accelerator.save_state(place[0])
+        self.accelerator.save_state(str(place[0]))
         self.accelerator.wait_for_everyone()
 
     def train(self) -> None:
@@ -550,14 +547,11 @@ class Trainer:
         is_known = any(entry["epoch"] == progress.epoch for entry in self.history)
         if progress.batch or not progress.epoch or is_known:
             return
-        logged = {
-            "loss": progress.mean_loss(),
-            "learning_rate": self.optimizer.param_groups[0]["lr"],
-        }
+        rate = self.optimizer.param_groups[0]["lr"]
+        logged = {"loss": progress.mean_loss(), "learning_rate": rate}
         self._log(logged)
-        metrics = self._validate()
         place = {"epoch": progress.epoch, "step": progress.step}
-        self.history.append({**place, **logged, **metrics})
+        self.history.append({**place, **logged, **self._validate()})
         self._write_history()
 
     def _log(self, values: dict[str, float]) -> None:
@@ -647,7 +641,9 @@ class Trainer:
         elif overflows and self.progress.skipped < _MOST_SKIPPED_STEPS:
             self.progress.skipped += 1  # the scaler has skipped the update
         else:
-            got = f"{loss} and {norm} at step {step}, {_named(batch)}"
+            pairs = zip(batch.qids, batch.video_ids, strict=True)
+            named = ", ".join(f"{qid} (video {video_id})" for qid, video_id in pairs)
+            got = f"{loss} and {norm} at step {step}, queries {named}"
             hint = "Lower the learning rate, or check the features of these videos."
             if overflows:
                 hint = f"{_MOST_SKIPPED_STEPS} steps before had none either. Use bf16 or no."
@@ -693,11 +689,6 @@ def _algorithms(deterministic: bool) -> Iterator[None]:
 def _inputs(batch: MomentBatch) -> tuple[Any, ...]:
     annotated = batch.moments, batch.clip_seconds, batch.num_moments, batch.num_clips
     return batch.features, batch.words, batch.num_words, *annotated
-
-
-def _named(batch: MomentBatch) -> str:
-    pairs = zip(batch.qids, batch.video_ids, strict=True)
-    return "queries " + ", ".join(f"{qid} (video {video_id})" for qid, video_id in pairs)
 
 
 def _read_history(path: Path) -> list[dict[str, float]]:
