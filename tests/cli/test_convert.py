@@ -49,10 +49,3 @@ def test_timelines_are_written_with_a_seed_and_stay_simulated(
     assert said["timeline"].startswith("SIMULATED")
     assert said["zero.h5"] == f"HDF5 features zero.h5: {said['timeline']}"
     assert said["one.h5"] == said["zero.h5"].replace("zero", "one").replace("seed 0", "seed 1")
-
-
-def test_errors_are_one_line(refused, tmp_path):
-    error = refused("convert", tmp_path / "none", tmp_path / "b", "--json")
-    assert error.startswith("open_feature_store: expected an HDF5 file")
-    error = refused("convert", "timeline", tmp_path / "b", "--root", tmp_path / "none")
-    assert "Charades_v1_train.csv in" in error

@@ -188,18 +188,3 @@ def test_the_consensus_of_didemo_is_scored(passes, tmp_path):
     write_submission([Prediction(0, "a dog", "v", ((0, 5, 1),))], answers)
     found = passes("score", answers, "--test", tmp_path / "test_data.json", "--json")
     assert found.document["Rank1@0.5"] == 0
-
-
-def test_errors_are_one_line(run, corpus, finished, tmp_path):
-    np.save(tmp_path / "three.npy", np.ones((16, 5), np.float32))
-    data = ["--test", corpus.test, "--features"]
-    for place, options, text in (
-        (tmp_path / "none", [], "cannot load"),
-        (corpus.pipeline, [*data, tmp_path], "channels, as in training, got 5 from"),
-        (corpus.pipeline, ["--root", corpus.test.parent, "--features", "timeline"], "Charades_v1"),
-        (finished / "pipeline", ["--dataset", "didemo"], "a pipeline with DiDeMo's 21 moments"),
-        (finished / "pipeline", ["--steps", "0"], "expected steps to be an integer >= 1, got 0"),
-    ):
-        found = run("evaluate", place, *options)
-        assert (found.code, found.err.count("\n")) == (1, 1), found.err
-        assert text in found.err

@@ -74,17 +74,6 @@ def test_one_video_may_be_named(passes, corpus, tmp_path):
     assert torch.equal(one["one"], all_of_them["one"])
 
 
-def test_errors_are_one_line(refused, tmp_path):
-    none = tmp_path / "none"
-    for options, text in (
-        ([none, *ENCODER], f"cannot read the folder {none}: No such file or directory."),
-        ([tmp_path, *ENCODER, "--device", "cuda:99"],
-         "--device: expected a device of this machine, got 'cuda:99'"),
-        ([tmp_path, "--frame-encoder", none], "cannot load"),
-    ):  # fmt: skip
-        assert text in refused("extract", *options, "--out", tmp_path / "x.h5")
-
-
 def test_a_two_tower_model_of_transformers(run, corpus, tmp_path):
     save_two_towers(tmp_path / "clip", ["door"])
     options = ["--out", tmp_path / "clip.h5", "--fps", 2, "--save-encoder", tmp_path / "encoder"]

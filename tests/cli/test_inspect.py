@@ -52,10 +52,3 @@ def test_the_format_can_be_named(run, passes, tmp_path):
     )
     passes("inspect", tmp_path, "--dataset", "activitynet")
     assert run("inspect", tmp_path, "--dataset", "tacos").code == 1
-
-
-def test_errors_are_one_line(refused, corpus, tmp_path):
-    text = f"inspect: expected something at {tmp_path / 'none'}, got nothing."
-    assert refused("inspect", tmp_path / "none", "--json") == text
-    error = refused("inspect", corpus.videos, "--against", corpus.pipeline)
-    assert "expected something that videos can be compared with, got pipeline" in error

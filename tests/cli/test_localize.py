@@ -92,18 +92,6 @@ def test_features_answer_as_their_video(run, corpus, tmp_path):
     assert other.document["duration"] == 16
 
 
-def test_an_address_is_not_opened(refused, tmp_path):
-    address = "https://host/a.mp4"
-    commands = [
-        ["localize", address, "a dog", "--model", tmp_path],
-        ["extract", address, "--model", "test_resnet", "--random-weights", "--out", tmp_path / "x"],
-        ["inspect", address],
-    ]
-    for command in commands:
-        end = f"expected a path, got {address}. URLs are not supported: download the file first."
-        assert refused(*command).endswith(end)
-
-
 def test_the_table_has_a_row_per_moment(passes, corpus):
     found = passes("localize", corpus.videos / "three.mp4", *SENTENCES, "--model", corpus.pipeline)
     lines = found.out.splitlines()
@@ -152,29 +140,6 @@ def test_saliency_of_pieces(run, passes, corpus):
     idle = run("localize", video, SENTENCES[0], *options, "--saliency", 2)
     assert idle.code == 2
     assert "it has no effect without --json." in idle.err
-
-
-def test_errors_are_one_line(refused, corpus, finished, tmp_path):
-    (tmp_path / "broken.mp4").write_bytes(b"no video")
-    model, video = ["--model", corpus.pipeline], corpus.videos / "three.mp4"
-    long = f"{SENTENCES[0]} " * 20  # no name of a folder
-    for arguments, text in (
-        ([video, "a dog", "--model", tmp_path / "none"], "there is no such folder"),
-        ([tmp_path / "none.mp4", SENTENCES[0], *model], "none.mp4"),
-        ([tmp_path / "none.mp4", long, *model], "none.mp4"),
-        ([f"{'x' * 300}.mp4", SENTENCES[0], *model], "xxx.mp4"),
-        ([video, SENTENCES[0], *model, "--out", tmp_path / ("x" * 300)], "xxx"),
-        ([tmp_path / "broken.mp4", SENTENCES[0], *model], "broken.mp4"),
-        ([video, "?!", *model], "expected a sentence with a word, got '?!'."),
-        ([video, "a dog", *model, "--top", 0], "expected top_n to be an integer >= 1, got 0."),
-        (
-            [video, SENTENCES[1], *model, "--saliency", 0, "--json"],
-            "--saliency in (0, inf), got 0.0.",
-        ),
-        ([video, "a", "--model", finished / "pipeline"], "expected features of the video, got"),
-        (["four", "a dog", *model, "--features", corpus.features], "features of 'four', got none"),
-    ):
-        assert text in refused("localize", *arguments)
 
 
 def test_an_id_that_the_features_spell_otherwise_is_found_and_reported(run, passes, corpus):

@@ -196,31 +196,6 @@ def test_didemo_has_its_own_grid_and_metric(run, passes, tmp_path):
     assert found.document["Rank@1"] == before["Rank@1"]
 
 
-def test_errors_are_one_line_before_any_training(run, corpus, tmp_path):
-    out = ["--output", tmp_path / "run"]
-    (tmp_path / "truncated.h5").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(200))
-    (tmp_path / "file").touch()
-    data = ["--train", corpus.train, "--test", corpus.test, "--features"]
-    nowhere = ["--root", tmp_path / "none", "--features", "timeline", "--test-split", "val"]
-    for options, text in (
-        (nowhere, "got no such folder."),
-        ([*data, "x.h5"], "nothing at x.h5"),
-        ([*data, tmp_path / "truncated.h5"], "truncated.h5"),
-        (["--steps", "5000"], "num_inference_steps"),
-        (["--samples", "0"], "expected num_samples to be an integer >= 1, got 0."),
-        (["--seed", "-1"], "expected seed to be an integer >= 0, got -1."),
-        (["--objective", "no"], "expected objective to be one of"),
-        (["--epochs", "0"], "expected epochs to be an integer >= 1, got 0."),
-        (["--checkpoint-minutes", "0"], "expected checkpoint_minutes in (0, inf), got 0.0."),
-        (["--output", tmp_path / "file" / "run"], "cannot write"),
-    ):
-        found = run("train", *out, *options)
-        assert (found.code, found.err.count("\n")) == (1, 1), found.err
-        assert found.err.startswith("error: ")
-        assert text in found.err
-    assert not (tmp_path / "run" / "checkpoints").exists()
-
-
 def test_features_that_are_not_finite_name_the_video(run, corpus, tmp_path):
     for video in ("one", "two", "three"):
         features = np.ones((16, 4), np.float32)

@@ -7,9 +7,10 @@ import socket
 from types import SimpleNamespace
 
 import pytest
+from helpers.assertions import refuses
 
-from tmapdiff.demo import launch_demo
-from tmapdiff.errors import ConfigError, FileError
+from tmapdiff.demo import DemoLimits, launch_demo
+from tmapdiff.errors import ArgumentError, ConfigError, FileError
 
 
 @pytest.fixture(autouse=True)
@@ -58,3 +59,10 @@ def test_folders_without_videos(pipeline, tmp_path):
 def test_pipelines_of_features_only():
     with pytest.raises(ConfigError, match="expected a pipeline with a frame encoder, got none"):
         launch_demo(SimpleNamespace(frame_encoder=None, takes_text_tracks=False))
+
+
+def test_limits_are_checked():
+    with refuses(ArgumentError, "expected max_seconds in (0, inf), got 0"):
+        DemoLimits(max_seconds=0)
+    with refuses(ArgumentError, "expected max_steps to be an integer >= 1, got 0"):
+        DemoLimits(max_steps=0)

@@ -1,5 +1,6 @@
 import json
 import sys
+from functools import cache
 from types import SimpleNamespace
 
 import pytest
@@ -15,15 +16,11 @@ from .conftest import KINDS, LENGTH, inputs_of
 
 @pytest.fixture(scope="module")
 def exported(pipes, tmp_path_factory):
-    """Export each kind once."""
-    folders = {}
-
+    @cache
     def export(kind):
-        if kind not in folders:
-            folder = tmp_path_factory.mktemp(kind)
-            export_pipeline(pipes[kind], folder, max_words=LENGTH)
-            folders[kind] = folder
-        return folders[kind]
+        folder = tmp_path_factory.mktemp(kind)
+        export_pipeline(pipes[kind], folder, max_words=LENGTH)
+        return folder
 
     return export
 

@@ -2,6 +2,7 @@ import json
 import math
 import subprocess
 import sys
+from functools import cache
 from itertools import chain, islice, permutations
 
 import numpy as np
@@ -98,17 +99,14 @@ def test_torch_is_not_imported():
 
 @pytest.fixture(scope="module")
 def exported(pipes, tmp_path_factory):
-    """Export each kind once."""
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    found = {}
 
+    @cache
     def export(kind):
-        if kind not in found:
-            folder = tmp_path_factory.mktemp(kind)
-            export_pipeline(pipes[kind], folder, format="onnx", max_words=LENGTH)
-            found[kind] = OnnxLocalizer(folder, threads=1), folder
-        return found[kind]
+        folder = tmp_path_factory.mktemp(kind)
+        export_pipeline(pipes[kind], folder, format="onnx", max_words=LENGTH)
+        return OnnxLocalizer(folder, threads=1), folder
 
     return export
 

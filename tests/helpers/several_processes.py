@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from accelerate import Accelerator
 from helpers import crash_run
@@ -48,6 +49,18 @@ def train(
     if trainer.accelerator.is_main_process:
         torch.save(found, folder / "found.pt")
     return trainer
+
+
+def assert_trained_alike(two: dict[str, Any], one: dict[str, Any]) -> None:
+    """Compare what two runs of `train` found, up to rounding."""
+    assert len(two["losses"]) == len(one["losses"]) >= 4
+    torch.testing.assert_close(two["losses"], one["losses"], rtol=1e-6, atol=0)
+    for which in ("raw", "ema"):
+        assert two[which].keys() == one[which].keys()
+        for name, value in one[which].items():
+            # Adam divides by gradients: even one that is only a rounding error moves weights.
+            torch.testing.assert_close(two[which][name], value, rtol=1e-5, atol=1e-7, msg=name)
+    assert two["history"][-1]["mIoU"] == pytest.approx(one["history"][-1]["mIoU"], rel=1e-4)
 
 
 def evaluate_queries(folder: Path, queries: int) -> None:

@@ -76,22 +76,10 @@ def test_arrays_lists_and_few_frames_do(tmp_path):
 @pytest.mark.parametrize(
     ("kind", "change", "text"),
     [
-        (
-            ShapeError,
-            {"frames": video().movedim(-1, 1)},
-            "frames of shape (T, H, W, 3), got (20, 3",
-        ),
-        (
-            ArgumentError,
-            {"frames": video().float()},
-            "at least one frame of uint8, got (20",
-        ),
+        (ShapeError, {"frames": video().movedim(-1, 1)}, "frames of shape (T, H, W, 3), got (20, "),
+        (ArgumentError, {"frames": video().float()}, "at least one frame of uint8, got (20"),
         (ArgumentError, {"frames": None}, "frames of uint8, got object."),
-        (
-            ArgumentError,
-            {"frames": video()[:0]},
-            "at least one frame of uint8, got (0",
-        ),
+        (ArgumentError, {"frames": video()[:0]}, "at least one frame of uint8, got (0"),
         (ShapeError, {"timestamps": TIMES[:3]}, "timestamps of shape (T) with T = 20, got (3,)."),
         (ShapeError, {"scores": [1, 2]}, "scores to be a list of 1, got 2."),
         (ArgumentError, {"duration": 0}, "duration in (0, inf), got 0."),

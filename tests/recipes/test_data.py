@@ -3,7 +3,7 @@ import json
 import h5py
 import numpy as np
 from helpers.assertions import refuses
-from helpers.datasets import write_charades
+from helpers.datasets import query_line, write_charades, write_lines
 
 from tmapdiff.data import ActionTimelineFeatures, ConcatFeatureStore, Vocabulary
 from tmapdiff.errors import ArgumentError, FileError
@@ -19,12 +19,7 @@ DIDEMO = [
 
 
 def jsonl(path, *videos):
-    lines = [
-        {"qid": n, "query": "a dog", "vid": video, "duration": 9.0, "relevant_windows": [[0, 3]]}
-        for n, video in enumerate(videos)
-    ]
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return path
+    return write_lines(path, (query_line(n, video) for n, video in enumerate(videos)))
 
 
 def store(path, *videos, length=9, width=4, **attributes):

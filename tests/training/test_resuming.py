@@ -23,7 +23,6 @@ from helpers.training import (
     before_steps,
     give_scaler,
     interrupt_after,
-    make_dataset,
     make_model,
     make_trainer,
     stop_at_step,
@@ -36,11 +35,6 @@ from tmapdiff.errors import CheckpointError, ConfigError, FileError
 from tmapdiff.evaluation import Evaluation
 
 SAME_RUN = "Trainer: expected a checkpoint of the same run, with "
-
-
-@pytest.fixture(scope="module")
-def dataset() -> MomentDataset:
-    return make_dataset()
 
 
 @pytest.fixture(scope="module")

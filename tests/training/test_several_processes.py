@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 import torch
 from helpers.processes import run_processes
-from helpers.several_processes import evaluate_queries, train
+from helpers.several_processes import assert_trained_alike, evaluate_queries, train
 
 pytestmark = pytest.mark.process
 
@@ -29,17 +29,6 @@ def two(tmp_path_factory):
     # The last batch of 8 has 5 queries: shares of 2 and 3.
     folder = tmp_path_factory.mktemp("two")
     return *run_training(folder, 2, 4, queries=21), folder
-
-
-def assert_trained_alike(two, one):
-    assert len(two["losses"]) == len(one["losses"]) >= 4
-    torch.testing.assert_close(two["losses"], one["losses"], rtol=1e-6, atol=0)
-    for which in ("raw", "ema"):
-        assert two[which].keys() == one[which].keys()
-        for name, value in one[which].items():
-            # Adam divides by gradients: even one that is only a rounding error moves weights.
-            torch.testing.assert_close(two[which][name], value, rtol=1e-5, atol=1e-7, msg=name)
-    assert two["history"][-1]["mIoU"] == pytest.approx(one["history"][-1]["mIoU"], rel=1e-4)
 
 
 def test_two_processes_train_as_one(two, tmp_path):

@@ -17,7 +17,6 @@ from helpers.training import (
     before_steps,
     give_scaler,
     interrupt_after,
-    make_dataset,
     make_model,
     make_trainer,
     weights,
@@ -39,11 +38,6 @@ from tmapdiff.training import TrainingConfig
 from tmapdiff.training.trainer import _HostCopy
 
 HEAD = "decoder.decoders.0.head.weight"
-
-
-@pytest.fixture(scope="module")
-def dataset() -> MomentDataset:
-    return make_dataset()
 
 
 def test_the_progress_bar_shows_the_loss(dataset, tmp_path, monkeypatch, capsys):
