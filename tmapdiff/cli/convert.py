@@ -36,10 +36,7 @@ def convert(
     seconds_per_feature: Annotated[
         float | None, "Seconds between features, if SRC does not declare it."
     ] = None,
-    root: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Folder of Charades' annotations, for 'timeline'."),
-    ] = None,
+    root: Annotated[Path | None, "DIR", "Folder of Charades' annotations, for 'timeline'."] = None,
     seed: Annotated[int | None, "Seed of 'timeline'. [default: 0, as in train]"] = None,
 ) -> None:
     """Copy features to a store of another format, and verify them.

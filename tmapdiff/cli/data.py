@@ -28,20 +28,16 @@ class DataOptions:
     dataset: DatasetOption = None
     root: Annotated[
         Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="Folder of the dataset with its published file names; for 'timeline', the folder "
-            "of Charades.",
-        ),
+        "DIR",
+        "Folder of the dataset with its published file names; for 'timeline', the folder of "
+        "Charades.",
     ] = None
     test_split: Annotated[SplitName, "Split of --root to evaluate on."] = "test"
     features: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="STORE",
-            help="An HDF5 file, or a folder of .npy, .npz or .pt files; several are concatenated. "
-            "For Charades-STA also 'timeline': features simulated from its action annotations.",
-        ),
+        "STORE",
+        "An HDF5 file, or a folder of .npy, .npz or .pt files; several are concatenated. For "
+        "Charades-STA also 'timeline': features simulated from its action annotations.",
     ] = None
     seconds_per_feature: SecondsPerFeatureOption = None
     protocol: Annotated[

@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from tmapdiff.cli.options import DeviceOption, PipelineOptions
 from tmapdiff.cli.output import Output
 
@@ -21,16 +19,9 @@ def demo(
     console: Output,
     answering: PipelineOptions,
     video_dir: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="Folder of videos to offer; with --text-encoder, of text tracks.",
-        ),
+        Path | None, "DIR", "Folder of videos to offer; with --text-encoder, of text tracks."
     ] = None,
-    example: Annotated[
-        list[str] | None,
-        typer.Option(metavar="SENTENCE", help="Example sentence; can be repeated."),
-    ] = None,
+    example: Annotated[list[str] | None, "SENTENCE", "Example sentence; can be repeated."] = None,
     host: Annotated[str, "Address to listen on; 0.0.0.0 allows other machines."] = "127.0.0.1",
     port: Annotated[int | None, "Port to listen on. [default: first free one from 7860]"] = None,
     share: Annotated[bool, "Get a public URL from Gradio's servers."] = False,

@@ -31,11 +31,9 @@ def evaluate(
     data_options: DataOptions,
     test: Annotated[
         list[Path] | None,
-        typer.Option(
-            metavar="FILE",
-            help="Queries to evaluate on, instead of those of --root. Can be repeated; each file "
-            "gets its own subfolder of --output.",
-        ),
+        "FILE",
+        "Queries to evaluate on, instead of those of --root. Can be repeated; each file gets its "
+        "own subfolder of --output.",
     ] = None,
     steps: options.SeveralStepsOption = None,
     samples: options.SamplesOption = None,
@@ -50,11 +48,7 @@ def evaluate(
     answer: options.AnswerOption = "ranked",
     seed: options.SeedOption = 0,
     output: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="Folder to write. [default: evaluation, next to the pipeline]",
-        ),
+        Path | None, "DIR", "Folder to write. [default: evaluation, next to the pipeline]"
     ] = None,
     device: options.DeviceOption = "auto",
     dtype: Annotated[

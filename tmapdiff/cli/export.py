@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-import typer
-
 from tmapdiff.cli.options import PipelineArgument, StepsOption
 from tmapdiff.cli.output import Output
 
@@ -21,10 +19,7 @@ def export(
     format: Annotated[
         Literal["pt2", "onnx"], "pt2 for torch.export.load, or onnx for onnxruntime."
     ] = "pt2",
-    out: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Folder to write. [default: PIPELINE-FORMAT]"),
-    ] = None,
+    out: Annotated[Path | None, "DIR", "Folder to write. [default: PIPELINE-FORMAT]"] = None,
     max_words: Annotated[
         int, "Longest sentence, in words; 1 if a text encoder embeds whole sentences."
     ] = 32,

@@ -25,21 +25,17 @@ def extract(
         Path,
         typer.Argument(metavar="DIR", help="Folder of videos, or one video; names are the ids."),
     ],
-    out: Annotated[Path, typer.Option(metavar="FILE", help="HDF5 file to create or extend.")],
+    out: Annotated[Path, "FILE", "HDF5 file to create or extend."],
     model: Annotated[
         str | None,
-        typer.Option(
-            metavar="NAME",
-            help="A timm image model, such as vgg16; or hf: and the name or folder of a "
-            "transformers model that embeds images and sentences, such as CLIP or SigLIP.",
-        ),
+        "NAME",
+        "A timm image model, such as vgg16; or hf: and the name or folder of a transformers model "
+        "that embeds images and sentences, such as CLIP or SigLIP.",
     ] = None,
     frame_encoder: Annotated[
         Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="A saved frame encoder instead of --model, such as a pipeline's frame_encoder.",
-        ),
+        "DIR",
+        "A saved frame encoder instead of --model, such as a pipeline's frame_encoder.",
     ] = None,
     fps: Annotated[float, "Features per second."] = 2.0,
     batch_size: Annotated[int, "Frames per batch."] = 32,
@@ -55,14 +51,11 @@ def extract(
             help="Weights from the hub, or random ones for tests.",
         ),
     ] = True,
-    weights: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="File of weights instead of the hub's.")
-    ] = None,
+    weights: Annotated[Path | None, "FILE", "File of weights instead of the hub's."] = None,
     keep_head: Annotated[bool, "Keep the last layer: class scores or CLIP's projection."] = False,
     seed: Annotated[int, "Seed of random weights."] = 0,
     save_encoder: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Also save the frame encoder, for train --frame-encoder."),
+        Path | None, "DIR", "Also save the frame encoder, for train --frame-encoder."
     ] = None,
     skip_damaged: Annotated[
         bool, "Skip damaged videos instead of using the decodable part."

@@ -28,8 +28,7 @@ def inspect(
         ),
     ],
     against: Annotated[
-        Path | None,
-        typer.Option(metavar="PATH", help="Another such path, to check that both fit together."),
+        Path | None, "PATH", "Another such path, to check that both fit together."
     ] = None,
     dataset: DatasetOption = None,
     seconds_per_feature: SecondsPerFeatureOption = None,

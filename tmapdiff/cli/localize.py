@@ -61,32 +61,24 @@ def localize(
     ranking: options.RankingOption = None,
     answer: options.AnswerOption = "ranked",
     seed: options.NoiseSeedOption = 0,
-    features: Annotated[
-        Path | None,
-        typer.Option(metavar="STORE", help="Feature store, with VIDEO as an id in it."),
-    ] = None,
+    features: Annotated[Path | None, "STORE", "Feature store, with VIDEO as an id in it."] = None,
     seconds_per_feature: Annotated[
         float | None, "Seconds between features. [default: the store's, or the pipeline's]"
     ] = None,
     map: Annotated[
         Path | None,
-        typer.Option(
-            metavar="PNG",
-            help="Plot the map of scores and, below it, the probability that each clip lies in the "
-            "answer. Several sentences get one file each.",
-        ),
+        "PNG",
+        "Plot the map of scores and, below it, the probability that each clip lies in the answer. "
+        "Several sentences get one file each.",
     ] = None,
     strip: Annotated[
-        Path | None,
-        typer.Option(metavar="PNG", help="Plot the moments below frames of the video; likewise."),
+        Path | None, "PNG", "Plot the moments below frames of the video; likewise."
     ] = None,
     saliency: Annotated[
         float | None,
-        typer.Option(
-            metavar="SECONDS",
-            help="With --json, add the probability that each whole piece of this duration lies in "
-            "the answer.",
-        ),
+        "SECONDS",
+        "With --json, add the probability that each whole piece of this duration lies in the "
+        "answer.",
     ] = None,
     pairs: Annotated[
         Literal["product", "zip"],
@@ -94,11 +86,8 @@ def localize(
     ] = "product",
     out: Annotated[
         Path | None,
-        typer.Option(
-            metavar="JSONL",
-            help="Write answers to this file as they arrive, one per line. The same command "
-            "resumes.",
-        ),
+        "JSONL",
+        "Write answers to this file as they arrive, one per line. The same command resumes.",
     ] = None,
     device: options.DeviceOption = "auto",
 ) -> None:

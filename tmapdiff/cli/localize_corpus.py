@@ -40,12 +40,9 @@ def localize_corpus(
             "queries are searched in all videos.",
         ),
     ],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the Parquet files to write.")],
+    out: Annotated[Path, "DIR", "Folder of the Parquet files to write."],
     features: Annotated[
-        list[Path] | None,
-        typer.Option(
-            metavar="STORE", help="Feature store of the videos; several are concatenated."
-        ),
+        list[Path] | None, "STORE", "Feature store of the videos; several are concatenated."
     ] = None,
     workers: Annotated[int, "Ray workers; 0 runs everything in this process."] = 2,
     gpus_per_worker: Annotated[float, "GPUs per worker; with 0.5, two workers share one."] = 0.0,

@@ -56,10 +56,7 @@ AnswerOption = Annotated[
 SeedOption = Annotated[int, "Seed of all random numbers."]
 NoiseSeedOption = Annotated[int, "Seed of the noise."]
 DeviceOption = Annotated[
-    str,
-    typer.Option(
-        metavar="DEVICE", help="Device: cpu, cuda, cuda:1, ...; auto uses a GPU if there is one."
-    ),
+    str, "DEVICE", "Device: cpu, cuda, cuda:1, ...; auto uses a GPU if there is one."
 ]
 
 
@@ -67,25 +64,18 @@ DeviceOption = Annotated[
 class PipelineOptions:
     """Options of the pipeline: a trained one, or one made from an encoder."""
 
-    model: Annotated[
-        str | None,
-        typer.Option(metavar="PIPELINE", help="Folder of a pipeline, or its name on the hub."),
-    ] = None
+    model: Annotated[str | None, "PIPELINE", "Folder of a pipeline, or its name on the hub."] = None
     zero_shot: Annotated[
         str | None,
-        typer.Option(
-            metavar="NAME",
-            help="Instead of a trained pipeline, a transformers model that embeds images and "
-            "sentences, such as openai/clip-vit-base-patch32: folder, or name on the hub.",
-        ),
+        "NAME",
+        "Instead of a trained pipeline, a transformers model that embeds images and sentences, "
+        "such as openai/clip-vit-base-patch32: folder, or name on the hub.",
     ] = None
     text_encoder: Annotated[
         str | None,
-        typer.Option(
-            metavar="NAME",
-            help="For text tracks (.srt, .vtt, .jsonl): a sentence encoder of transformers, such "
-            "as sentence-transformers/all-MiniLM-L6-v2: folder, or name on the hub.",
-        ),
+        "NAME",
+        "For text tracks (.srt, .vtt, .jsonl): a sentence encoder of transformers, such as "
+        "sentence-transformers/all-MiniLM-L6-v2: folder, or name on the hub.",
     ] = None
 
     def __post_init__(self) -> None:
@@ -131,8 +121,8 @@ def as_command(function: Callable[..., None]) -> Callable[..., None]:
     """Convert a function to what typer accepts.
 
     Dataclass parameters become one option per field, and `console`, the `Output`, becomes `--json`.
-    A string that annotates a parameter is the help of its option. Flags have no `--no-` form.
-    Numbers are parsed as in files: typer would read `1_0` as 10.
+    Strings that annotate a parameter are the metavar, if any, and the help of its option. Flags
+    have no `--no-` form. Numbers are parsed as in files: typer would read `1_0` as 10.
     """
     hints = get_type_hints(function)
     groups: dict[str, Any] = {name: kind for name, kind in hints.items() if is_dataclass(kind)}
@@ -158,9 +148,10 @@ def as_command(function: Callable[..., None]) -> Callable[..., None]:
 def _as_option(parameter: Parameter) -> Parameter:
     kind, *about = get_args(parameter.annotation) or (parameter.annotation,)
     parts = [kind, *get_args(kind), *(one for part in get_args(kind) for one in get_args(part))]
+    if about and isinstance(about[-1], str):
+        *metavar, text = about
+        about = [typer.Option(metavar=metavar[0] if metavar else None, help=text)]
     for info in about:
-        if isinstance(info, str):
-            info = typer.Option(help=info)
         if kind is bool and info.default is ...:
             info.param_decls = (f"--{parameter.name.replace('_', '-')}",)
         for number in (int, float):

@@ -23,7 +23,7 @@ def score(
             help="Submission file of moment_detr, or predictions.jsonl of train or evaluate.",
         ),
     ],
-    test: Annotated[Path, typer.Option(metavar="FILE", help="The annotated queries.")],
+    test: Annotated[Path, "FILE", "The annotated queries."],
     dataset: DatasetOption = None,
     protocol: Annotated[
         Literal["rank", "qvhighlights"],

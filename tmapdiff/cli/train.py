@@ -48,10 +48,7 @@ class RecipeOptions:
     objective: Annotated[str | None, "Objective, see tmapdiff.losses. [default: the preset's]"] = (
         None
     )
-    glove: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="GloVe vectors. [default: words are learned]"),
-    ] = None
+    glove: Annotated[Path | None, "FILE", "GloVe vectors. [default: words are learned]"] = None
     clip_seconds: Annotated[
         float | None,
         "Duration of a clip in seconds: train on windows of long videos, evaluate on whole videos. "
@@ -94,12 +91,10 @@ def train(
     recipe_options: RecipeOptions,
     training_options: TrainingOptions,
     train: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Queries to train on, instead of those of --root."),
+        Path | None, "FILE", "Queries to train on, instead of those of --root."
     ] = None,
     test: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Queries to evaluate on, instead of those of --root."),
+        Path | None, "FILE", "Queries to evaluate on, instead of those of --root."
     ] = None,
     holdout: Annotated[
         float | None,
@@ -108,20 +103,16 @@ def train(
     ] = None,
     frame_encoder: Annotated[
         Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="Saved frame encoder of the features (extract --save-encoder), so that the "
-            "pipeline accepts videos. [default: the one recorded in the feature store]",
-        ),
+        "DIR",
+        "Saved frame encoder of the features (extract --save-encoder), so that the pipeline "
+        "accepts videos. [default: the one recorded in the feature store]",
     ] = None,
     text_encoder: Annotated[
         str | None,
-        typer.Option(
-            metavar="NAME",
-            help="Text encoder of transformers that embeds sentences: folder, or name on the hub. "
-            "For --preset aligned and --model similarity, the features must be in its space. "
-            "[default: words are learned]",
-        ),
+        "NAME",
+        "Text encoder of transformers that embeds sentences: folder, or name on the hub. For "
+        "--preset aligned and --model similarity, the features must be in its space. [default: "
+        "words are learned]",
     ] = None,
     model: Annotated[
         Literal["diffusion", "deterministic", "ms2dtan", "similarity", "prior", "oracle"],
@@ -134,10 +125,7 @@ def train(
     ranking: options.RankingOption = None,
     seed: options.SeedOption = 0,
     output: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR", help="Folder to write. [default: in runs/, named after the options]"
-        ),
+        Path | None, "DIR", "Folder to write. [default: in runs/, named after the options]"
     ] = None,
     resume: Annotated[bool, "Continue the run in --output; it may get more epochs."] = False,
     overwrite: Annotated[bool, "Replace the run in --output."] = False,
