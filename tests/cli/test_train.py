@@ -2,6 +2,7 @@ import json
 
 import numpy as np
 import pytest
+from helpers.datasets import contents
 from helpers.text_encoders import tiny_text_encoder
 
 from tmapdiff import MomentLocalizationPipeline
@@ -136,12 +137,8 @@ def test_metrics_say_what_was_run(finished, run, queries, charades, tmp_path):
     assert summary["evaluated_on"].startswith("2 queries of 1 videos; b.jsonl: 2 lines")
 
 
-def files_of(folder):
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
 def test_a_used_folder_is_refused(run, finished):
-    before = files_of(finished)
+    before = contents(finished)
     found = run("train", *QUICK, "--output", finished)
     assert (found.code, found.err) == (
         1,
@@ -153,7 +150,7 @@ def test_a_used_folder_is_refused(run, finished):
     found = run("train", *QUICK[:2], "--model", "prior", "--overwrite", "--output", finished)
     assert found.code == 1
     assert "This run does not write such files. Choose another folder with --output." in found.err
-    assert files_of(finished) == before
+    assert contents(finished) == before
 
 
 @pytest.mark.parametrize("control", ["prior", "oracle"])

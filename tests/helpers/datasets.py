@@ -117,3 +117,9 @@ def write_didemo(folder: Path) -> Path:
                 )
             (folder / f"{split}_data.json").write_text(json.dumps(records))
     return folder
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Read all files of a folder, by their place in it."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}

@@ -26,6 +26,11 @@ def places(ax, marker):
     return [tuple(np.ravel(line.get_data())) for line in ax.lines if line.get_marker() == marker]
 
 
+def moments_panel(figure):
+    (panel,) = (ax for ax in figure.axes if ax.get_label() == "moments")
+    return panel
+
+
 def test_axes_are_in_seconds_and_only_candidates_are_drawn():
     dense = torch.rand(8, 8)
     ax = plot_map(dense, MASK, clip_seconds=0.5, title="a title")
@@ -77,15 +82,9 @@ def test_comparison_shows_two_maps_on_one_scale():
 
 def test_comparison_shows_moments_as_bars_over_the_whole_video():
     found, truth = [(0.5, 2.0), (3.0, 3.5)], [(1.0, 2.0), (2.5, 4.0)]
-    figure = plot_comparison(
-        torch.rand(8, 8),
-        torch.rand(8, 8),
-        clip_seconds=0.5,
-        moments=truth,
-        predicted_moments=found,
-        scores=[0.9, 0.123],
-    )
-    (panel,) = [ax for ax in figure.axes if ax.get_label() == "moments"]
+    maps, drawn = (torch.rand(8, 8), torch.rand(8, 8)), {"moments": truth, "scores": [0.9, 0.123]}
+    figure = plot_comparison(*maps, clip_seconds=0.5, predicted_moments=found, **drawn)
+    panel = moments_panel(figure)
     assert panel.get_xlim() == (0, 4)
     assert panel.get_xlabel() == "time (s)"
     assert drawn_bars(panel) == [truth, found[:1], found[1:]]
@@ -111,7 +110,7 @@ def test_saliency_is_a_curve_under_the_map_and_above_the_bars():
     maps = torch.rand(8, 8), torch.rand(8, 8)
     shown = {"clip_seconds": 0.5, "saliency": saliency}
     figure = plot_comparison(*maps, **shown, predicted_moments=[(1, 2)], moments=[(1.5, 2)])
-    (panel,) = [ax for ax in figure.axes if ax.get_label() == "moments"]
+    panel = moments_panel(figure)
     assert drawn_bars(panel) == [[(1.5, 2)], [(1, 2)]]
     labels = [text.get_text() for text in panel.get_yticklabels()]
     assert labels == ["truth", "1", "saliency  (0.40)"]
@@ -121,12 +120,9 @@ def test_saliency_is_a_curve_under_the_map_and_above_the_bars():
     np.testing.assert_allclose(above / above.max(), saliency.detach().numpy() / 0.4, atol=1e-6)
     assert panel.get_ylim()[1] > heights.max() > heights.min() > 0
     assert len(plot_comparison(*maps, **shown).axes) == 4  # without bars too
-    for draw in (
-        lambda s: plot_map(maps[0], saliency=s),
-        lambda s: plot_comparison(*maps, saliency=s),
-    ):
+    for draw, given in ((plot_map, maps[:1]), (plot_comparison, maps)):
         with refuses(ShapeError, "expected saliency of shape (N) with N = 8, got (7,)."):
-            draw(saliency[:7])
+            draw(*given, saliency=saliency[:7])
 
 
 def test_long_titles_are_broken_into_lines():

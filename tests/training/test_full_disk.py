@@ -12,6 +12,11 @@ from tmapdiff import PRESETS
 from tmapdiff.errors import FileError
 
 
+def make_trainer(folder, **changes):
+    AcceleratorState._reset_state(reset_partial_state=True)
+    return crash_run.make_trainer(folder, **changes)
+
+
 @pytest.fixture
 def small_disk(tmp_path) -> Iterator[Path]:
     place = tmp_path / "disk"
@@ -35,13 +40,10 @@ def test_saving_a_model_leaves_nothing_half_written(small_disk):
 
 @pytest.mark.train
 def test_a_disk_that_fills_leaves_the_last_good_checkpoint(tmp_path, small_disk):
-    def trainer(folder):
-        AcceleratorState._reset_state(reset_partial_state=True)
-        return crash_run.make_trainer(folder, checkpoint_steps=2, keep_checkpoints=1, epochs=2)
-
-    whole = trainer(tmp_path / "whole")
+    changes = {"checkpoint_steps": 2, "keep_checkpoints": 1, "epochs": 2}
+    whole = make_trainer(tmp_path / "whole", **changes)
     whole.train()
-    stuck = trainer(small_disk)
+    stuck = make_trainer(small_disk, **changes)
 
     def fill_at_third_step(_):
         if stuck.progress.step == 3:
@@ -55,7 +57,7 @@ def test_a_disk_that_fills_leaves_the_last_good_checkpoint(tmp_path, small_disk)
     assert [path.name for path in stuck.checkpoints] == ["epoch-0000-step-00000002"]
     assert len(list((small_disk / "checkpoints").iterdir())) == 1
     (small_disk / "of somebody else").unlink()
-    resumed = trainer(small_disk).resume()
+    resumed = make_trainer(small_disk, **changes).resume()
     assert resumed.progress.step == 2
     resumed.train()
     assert crash_run.outcome(resumed) == crash_run.outcome(whole)
@@ -72,11 +74,7 @@ def fill(path: Path, leave: int = 0) -> None:
 @pytest.mark.train
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_disk_that_fills_after_a_checkpoint_loses_no_metrics(small_disk):
-    def trainer():
-        AcceleratorState._reset_state(reset_partial_state=True)
-        return crash_run.make_trainer(small_disk, epochs=1)
-
-    stuck = trainer()
+    stuck = make_trainer(small_disk, epochs=1)
     close = stuck._close_epoch
 
     def close_on_full_disk():
@@ -89,7 +87,7 @@ def test_a_disk_that_fills_after_a_checkpoint_loses_no_metrics(small_disk):
     with pytest.raises(FileError, match=text):
         stuck.train()
     (small_disk / "of somebody else").unlink()
-    resumed = trainer().resume()
+    resumed = make_trainer(small_disk, epochs=1).resume()
     assert resumed.progress.epoch == 1
     resumed.train()
     assert [entry["epoch"] for entry in resumed.history] == [1]

@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from helpers.assertions import refuses
+from helpers.datasets import contents
 from helpers.processes import forks
 from helpers.training import (
     CONFIG,
@@ -142,11 +143,6 @@ def test_what_changes_the_result_is_refused_and_what_does_not_is_not(dataset, pa
     progress.check({"config": {**progress.config, "model": older}})
     free = replace(CONFIG, heat_map_every=3, keep_checkpoints=5, checkpoint_minutes=None)
     assert make_trainer(dataset, parts, free).resume().progress.epoch == 1
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    files = (path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
 @pytest.mark.parametrize("state", ["finished", "parts"])
