@@ -32,12 +32,6 @@ def test_a_saved_encoder_makes_the_same_features(passes, corpus, tmp_path):
         assert torch.equal(again[video], before[video])
 
 
-def test_done_again_it_keeps_what_is_there(run, corpus):
-    found = run("extract", corpus.videos, *ENCODER, "--out", corpus.features, "--fps", 2, "--json")
-    assert (found.code, found.document["extracted"]) == (0, [])
-    assert sorted(found.document["kept"]) == ["one", "three", "two"]
-
-
 def test_a_file_that_is_not_a_video_is_reported_with_code_1(run, tmp_path):
     write_video(tmp_path / "good.mp4", [0, 1, 2])
     (tmp_path / "bad.mp4").write_bytes(b"no video")
@@ -64,14 +58,6 @@ def test_a_damaged_video_is_reported_with_code_1_even_if_it_is_kept(run, tmp_pat
         told, damaged = found.out.splitlines()
         assert told.endswith(f"{counts}, 1 damaged, 0 skipped")
         assert damaged.startswith("damaged cut: it ends at ")
-
-
-def test_one_video_may_be_named(passes, corpus, tmp_path):
-    options = ["--frame-encoder", corpus.encoder, "--out", tmp_path / "x.h5", "--fps", 2]
-    passes("extract", corpus.videos / "one.mp4", *options)
-    one, all_of_them = (open_feature_store(path) for path in (tmp_path / "x.h5", corpus.features))
-    assert one.video_ids == ("one",)
-    assert torch.equal(one["one"], all_of_them["one"])
 
 
 def test_a_two_tower_model_of_transformers(run, corpus, tmp_path):

@@ -72,15 +72,10 @@ def evaluate(
     data_options.check(None, places, "--test")
     import torch
 
+    from tmapdiff import recipes
     from tmapdiff.pipelines import MomentLocalizationPipeline
-    from tmapdiff.recipes import (
-        SamplingOptions,
-        evaluate_localizer,
-        is_main_process,
-        make_pipeline_test_set,
-    )
 
-    console.is_muted = not is_main_process()
+    console.is_muted = not recipes.is_main_process()
     accelerator, place_of_model = None, options.find_device(device)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # each process has the device of its rank
         from accelerate import Accelerator
@@ -89,7 +84,7 @@ def evaluate(
         place_of_model = accelerator.device
     rankings: list[Any] = list(dict.fromkeys(ranking or ()))
     ways = [
-        SamplingOptions(tuple(steps or ()), samples, choice, seed, answer)
+        recipes.SamplingOptions(tuple(steps or ()), samples, choice, seed, answer)
         for choice in rankings or [None]
     ]
     loaded = MomentLocalizationPipeline.from_pretrained(pipeline)
@@ -102,9 +97,9 @@ def evaluate(
         began = time.perf_counter()
         data = data_options.load(None, place)
         console.line(str(data))
-        test_set = make_pipeline_test_set(loaded, data)
+        test_set = recipes.make_pipeline_test_set(loaded, data)
         each = [
-            evaluate_localizer(
+            recipes.evaluate_localizer(
                 loaded.localizer,
                 test_set,
                 sampling,
@@ -114,7 +109,7 @@ def evaluate(
             )
             for sampling in ways
         ]
-        if not is_main_process():
+        if not recipes.is_main_process():
             continue
         rows = {row: metrics for results in each for row, metrics in results.rows.items()}
         seconds = time.perf_counter() - began

@@ -81,23 +81,18 @@ def extract(
     )
     import torch
 
-    from tmapdiff.video import (
-        FrameEncoder,
-        TransformersFrameEncoder,
-        extract_features,
-        load_frame_encoder,
-    )
+    from tmapdiff import video
 
     place = find_device(device)
     if model is None:
-        encoder = load_frame_encoder(frame_encoder or "", device=place)
+        encoder = video.load_frame_encoder(frame_encoder or "", device=place)
     elif of_transformers:
-        encoder = TransformersFrameEncoder(
+        encoder = video.TransformersFrameEncoder(
             model.removeprefix(_HF), mixed_precision=mixed_precision, device=place
         )
     else:
         torch.manual_seed(seed)
-        encoder = FrameEncoder(
+        encoder = video.FrameEncoder(
             model,
             pretrained=pretrained,
             weights=weights,
@@ -108,7 +103,7 @@ def extract(
     if save_encoder is not None:
         encoder.save_pretrained(save_encoder)
     with progress("extracting") as advance:
-        report = extract_features(
+        report = video.extract_features(
             [videos] if videos.is_file() else videos,
             encoder,
             out,

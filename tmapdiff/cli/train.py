@@ -175,22 +175,13 @@ def train(
     for option, place in places.items():
         if place is not None and not place.exists():
             raise FileError(message(option, "an existing path", f"nothing at {place}"))
+    from tmapdiff import recipes
     from tmapdiff._core.files import written_beside
-    from tmapdiff.recipes import (
-        RUN_FILES,
-        Recipe,
-        SamplingOptions,
-        check_run_folder,
-        evaluate_control,
-        evaluate_trained,
-        find_frame_encoder,
-        is_main_process,
-    )
 
     began = time.perf_counter()
-    console.is_muted = not is_main_process()
-    sampling = SamplingOptions(tuple(steps or ()), samples, ranking, seed)
-    recipe = Recipe(
+    console.is_muted = not recipes.is_main_process()
+    sampling = recipes.SamplingOptions(tuple(steps or ()), samples, ranking, seed)
+    recipe = recipes.Recipe(
         model="diffusion" if model == "prior" or model == "oracle" else model,
         seed=seed,
         training={**vars(training_options), "num_workers": workers},
@@ -214,19 +205,19 @@ def train(
         if data_options.test_split == "test":
             del sources["test_split"]
         output = recipe.default_folder(data.name, sources, model if untrained else None)
-    writes = ("metrics.json",) if untrained else RUN_FILES
-    check_run_folder(output, resume=resume, overwrite=overwrite, writes=writes)
+    writes = ("metrics.json",) if untrained else recipes.RUN_FILES
+    recipes.check_run_folder(output, resume=resume, overwrite=overwrite, writes=writes)
     asked = options.given(context)
-    if is_main_process():  # before training, which may be interrupted
+    if recipes.is_main_process():  # before training, which may be interrupted
         with written_beside(output / "arguments.json") as new:
             new.write_text(json.dumps(asked, indent=2) + "\n")
 
     match = trained = None
     if model == "prior" or model == "oracle":
-        results = evaluate_control(model, recipe, data)
+        results = recipes.evaluate_control(model, recipe, data)
     else:
         if not simulated:
-            match = find_frame_encoder(data.store, frame_encoder)
+            match = recipes.find_frame_encoder(data.store, frame_encoder)
         trained = recipe.train(
             data,
             output,
@@ -236,8 +227,8 @@ def train(
             overwrite=overwrite,
             say=console.line,
         )
-        results = evaluate_trained(trained, sampling, data)
-    if not is_main_process():
+        results = recipes.evaluate_trained(trained, sampling, data)
+    if not recipes.is_main_process():
         return
     if trained is not None:
         trained.make_pipeline(match, sentences).save_pretrained(output / "pipeline")
