@@ -132,16 +132,6 @@ def test_weights_are_those_of_a_plain_loop(dataset, tmp_path):
         assert found.config.presence_weights is None  # they were fitted on maps before training
 
 
-def test_same_seed_gives_same_weights_and_another_seed_others(dataset, tmp_path):
-    runs = []
-    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        trainer = make_trainer(dataset, tmp_path / name, replace(CONFIG, epochs=1, seed=seed))
-        trainer.train()
-        runs.append(weights(trainer))
-    assert_equal_weights(runs[0], runs[1])
-    assert not torch.equal(runs[0][f"raw.{HEAD}"], runs[2][f"raw.{HEAD}"])
-
-
 def test_models_are_in_evaluation_mode_however_training_ended(dataset, tmp_path):
     whole = make_trainer(dataset, tmp_path / "whole", replace(CONFIG, epochs=1))
     whole.train()
