@@ -41,6 +41,13 @@ def test_commands_are_typed_and_explained(command):
     assert "--json" in {name for parameter in made.params for name in parameter.opts}
 
 
+def test_strings_that_annotate_a_parameter_are_its_metavar_and_help():
+    options = typer.main.get_command(app).commands["extract"].params
+    about = {one.name: (one.metavar, one.help) for one in options}
+    assert about["out"] == ("FILE", "HDF5 file to create or extend.")
+    assert about["fps"] == ("<float>", "Features per second.")
+
+
 def test_a_wrong_example_is_noticed():
     with pytest.raises(typer.BadParameter.__base__):
         parse("tmapdiff extract videos --no-such")
