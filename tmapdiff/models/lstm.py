@@ -39,7 +39,7 @@ class PaddedLSTM(nn.LSTM):
         if x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
             # Many CPUs lack torch's LSTM in half precision.
             with torch.autocast("cpu", enabled=False):
-                return self.forward(x.to(self.weight_ih_l0.dtype), lengths)
+                return self.forward(x.to(self.all_weights[0][0].dtype), lengths)
         return self._padded(x, lengths) if self._goes_over_padding(x) else self._packed(x, lengths)
 
     def _goes_over_padding(self, x: Tensor) -> bool:
