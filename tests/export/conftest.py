@@ -49,9 +49,10 @@ def inputs_of(pipe: Any, batch: int) -> tuple[torch.Tensor, ...]:
     words = torch.randint(1, len(WORDS) + 2, (batch, LENGTH), generator=source)
     if channels is not None:
         words = torch.randn(batch, LENGTH, channels, generator=source)
-    width = model.encoder.config.clip_channels
+    features = torch.randn(batch, rows, model.encoder.config.clip_channels, generator=source)
+    features[1:2] = 0
     return (
-        torch.randn(batch, rows, width, generator=source),
+        features,
         words,
         torch.randint(1, LENGTH + 1, (batch,), generator=source),
         torch.randint(2, clips + 1, (batch,), generator=source),

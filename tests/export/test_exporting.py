@@ -97,3 +97,11 @@ def test_models_that_cannot_be_exported_are_refused(tmp_path):
     with refuses(ConfigError, "one step, as the model is deterministic"):
         export_pipeline(fixed, tmp_path / "a", num_inference_steps=2)
     assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.compile
+def test_results_that_are_not_numbers_are_refused(tmp_path):
+    pipe = make_pipe()
+    pipe.localizer.decoder.decoders[0].head.bias.data.fill_(torch.nan)
+    with refuses(ConfigError, "graphs with the model's results", "a difference of nan"):
+        export_pipeline(pipe, tmp_path / "a")

@@ -197,7 +197,9 @@ def standardize(
     count = inside.sum(2, keepdim=True)
     centered = (rows - rows.where(inside, 0).sum(2, keepdim=True) / count).where(inside, 0)
     variance = centered.square().sum(2, keepdim=True) / count
-    return centered / (variance + least_deviation**2).sqrt()
+    # Not a scalar: exporting to ONNX would drop one below 1e-8, and equal rows be 0 / 0.
+    least = variance.new_full((1, 1, 1), least_deviation**2)
+    return centered / (variance + least).sqrt()
 
 
 class _Cells:
