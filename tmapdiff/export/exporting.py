@@ -94,7 +94,6 @@ def export_pipeline(
             require(package, extra="onnx", purpose="Exporting to ONNX")
     info = _describe(pipeline, max_words, num_inference_steps) | {"format": format}
     model, difference = _portable(pipeline.localizer), 0.0
-    sizes: dict[str, int] = {}
     target = folder_to_save_in(_WHO, folder)
     replacing = written_beside(target, replaces={"": _FILES})
     with replacing as new, torch.no_grad(), model.without_checks():
