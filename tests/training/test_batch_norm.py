@@ -3,6 +3,7 @@
 import copy
 import time
 
+import pytest
 import torch
 import torch.distributed as dist
 from helpers.assertions import assert_close
@@ -45,6 +46,29 @@ def test_one_process_alone_normalises_as_batch_norm_does():
         assert_close(found, expected)
     for name, value in norm.state_dict().items():
         assert_close(shared.state_dict()[name].double(), value.double(), what=name)
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape", "options"),
+    [
+        (nn.BatchNorm1d, (5, 4, 3), {}),
+        (nn.BatchNorm2d, (5, 4, 3, 2), {}),
+        (nn.BatchNorm3d, (5, 4, 3, 2, 2), {}),
+        (nn.BatchNorm1d, (5, 4), {"affine": False}),
+        (nn.BatchNorm1d, (5, 4), {"momentum": None}),
+        (nn.BatchNorm1d, (5, 4), {"track_running_stats": False}),
+    ],
+    ids=str,
+)
+def test_layers_of_own_parts_are_shared_too(kind, shape, options):
+    norm = kind(4, **options).double()
+    model = nn.Sequential(copy.deepcopy(norm))
+    share_batch_norm(model)
+    assert type(model[0]) is SharedBatchNorm1d
+    first, second = (draw(*shape, seed=seed, dtype=torch.float64) for seed in (0, 1))
+    for found, x in zip(alone(lambda: [model(first), model(second)]), (first, second), strict=True):
+        assert_close(found, norm(x))
+    assert_close(model.eval()(first), norm.eval()(first))
 
 
 def test_second_gradients_are_those_of_all_batches_together(monkeypatch):

@@ -6,23 +6,27 @@ import torch
 import torch.distributed as dist
 from einops import reduce
 from torch import Tensor, nn
-from typing_extensions import Self
+from typing_extensions import Self, override
+
+
+_KINDS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 class SharedBatchNorm1d(nn.BatchNorm1d):
     """Batch normalization that uses the batches of all processes in training.
 
-    It equals `BatchNorm1d` on the concatenated batches, and replaces `torch.nn.SyncBatchNorm`,
-    which needs GPUs.
+    It equals `BatchNorm1d`, or `BatchNorm2d` or `BatchNorm3d`, on the concatenated batches, and
+    replaces `torch.nn.SyncBatchNorm`, which needs GPUs.
 
     Shape:
-        - x, returns: (N, C)
+        - x, returns: (N, C, ...)
     """
 
     @classmethod
-    def of(cls, norm: nn.BatchNorm1d) -> Self:
-        """Return a layer that shares the parameters and statistics of a `BatchNorm1d`."""
-        shared = cls(norm.num_features, norm.eps, norm.momentum)
+    def of(cls, norm: nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d) -> Self:
+        """Return a layer that shares the parameters and statistics of `norm`."""
+        settings = norm.eps, norm.momentum, norm.affine, norm.track_running_stats
+        shared = cls(norm.num_features, *settings)
         shared.train(norm.training)
         shared._parameters, shared._buffers = norm._parameters, norm._buffers
         return shared
@@ -31,7 +35,8 @@ class SharedBatchNorm1d(nn.BatchNorm1d):
         """Normalize."""
         if not (self.training and dist.is_initialized()):
             return super().forward(x)
-        values = x.to(torch.promote_types(x.dtype, torch.float32))
+        rows = x.movedim(1, -1)
+        values = rows.flatten(0, -2).to(torch.promote_types(x.dtype, torch.float32))
         count = values.new_tensor([len(values)])
         sums = _sum_over_processes(torch.cat([reduce(values, "n c -> c", "sum"), count]))
         count = sums[-1].detach()
@@ -39,16 +44,25 @@ class SharedBatchNorm1d(nn.BatchNorm1d):
         # Two passes, as E[x^2] - E[x]^2 loses precision.
         squares = reduce((values - mean).square(), "n c -> c", "sum")
         variance = _sum_over_processes(squares) / count
-        self._remember(mean, variance * count / (count - 1))
+        if self.track_running_stats:
+            self._remember(mean, variance * count / (count - 1))
         normalized = (values - mean) * (variance + self.eps).rsqrt()
-        return (normalized * self.weight + self.bias).to(x.dtype)
+        if self.affine:
+            normalized = normalized * self.weight + self.bias
+        return normalized.to(x.dtype).view(rows.shape).movedim(-1, 1)
 
     @torch.no_grad()
     def _remember(self, mean: Tensor, variance: Tensor) -> None:
         momentum: Any = self.momentum
+        if momentum is None:  # the mean over all batches
+            momentum = 1 / (int(self.get_buffer("num_batches_tracked")) + 1)
         for name, value in (("running_mean", mean), ("running_var", variance)):
             self.get_buffer(name).lerp_(value.to(self.get_buffer(name)), momentum)
         self.get_buffer("num_batches_tracked").add_(1)
+
+    @override
+    def _check_input_dim(self, input: Tensor) -> None:
+        """Accept what the replaced layer accepts, which may have more dimensions."""
 
 
 def share_batch_norm(model: nn.Module) -> None:
@@ -58,7 +72,7 @@ def share_batch_norm(model: nn.Module) -> None:
         return
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            if type(child) is nn.BatchNorm1d:
+            if type(child) in _KINDS:
                 setattr(parent, name, SharedBatchNorm1d.of(child))
 
 
