@@ -469,3 +469,40 @@ def test_missing_accelerate_names_the_extra(dataset, tmp_path: Path, monkeypatch
     monkeypatch.setitem(sys.modules, "accelerate", None)
     with refuses(MissingDependencyError, "pip install -e '.[train]'"):
         Trainer(make_model(dataset), dataset, CONFIG, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        (
+            "GRADIENT_ACCUMULATION_STEPS",
+            "4",
+            "gradient_accumulation_steps 1 of accelerate, got 4. Set batch_size instead.",
+        ),
+        ("DYNAMO_BACKEND", "EAGER", "dynamo_backend NO of accelerate, got EAGER. Set compile inst"),
+    ],
+)
+def test_settings_of_a_launch_that_training_does_not_follow_are_refused(
+    dataset, tmp_path, monkeypatch, name, value, told
+):
+    monkeypatch.setenv(f"ACCELERATE_{name}", value)
+    with refuses(ConfigError, f"Trainer: expected {told}"):
+        make_trainer(dataset, tmp_path)
+
+
+def test_another_accelerator_that_accumulates_gradients_changes_nothing(dataset, tmp_path):
+    from accelerate import Accelerator
+    from accelerate.state import GradientState
+
+    config = replace(CONFIG, epochs=1)
+    whole = make_trainer(dataset, tmp_path / "whole", config)
+    whole.train()
+    trainer = make_trainer(dataset, tmp_path / "other", config)
+    other = Accelerator(cpu=True, gradient_accumulation_steps=4)
+    with other.accumulate():
+        assert not other.sync_gradients  # as a loop leaves it that ends within an accumulation
+    try:
+        trainer.train()
+    finally:
+        GradientState._reset_state()
+    assert_equal_weights(weights(trainer), weights(whole))

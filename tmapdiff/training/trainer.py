@@ -107,7 +107,8 @@ class Trainer:
         ArgumentError: If the data set has fewer than two queries, `validate_every` is below 1, or
             `negatives` are requested and the data set is not a `MomentDataset` of several videos.
         ConfigError: If an earlier trainer in this process used another `mixed_precision`, or
-            accelerate is configured for an unsupported way of sharding.
+            accelerate is configured for an unsupported way of sharding, for accumulation of gradients
+            or for compilation.
 
     Attributes:
         progress: Progress of the run.
@@ -185,12 +186,21 @@ class Trainer:
         from accelerate import Accelerator
 
         with foreign_errors(ConfigError, "Trainer"):  # such as a second precision in a process
-            return Accelerator(
+            accelerator = Accelerator(
                 cpu=device == "cpu",
                 mixed_precision=self.config.mixed_precision,
                 log_with="tensorboard",
                 project_dir=str(self.output_dir),
             )
+        steps, backend = accelerator.gradient_accumulation_steps, accelerator.state.dynamo_plugin
+        for name, wanted, got, instead in (
+            ("gradient_accumulation_steps", 1, steps, "batch_size"),
+            ("dynamo_backend", "NO", backend.backend.value, "compile"),
+        ):
+            if got != wanted:  # set by `accelerate launch` or its configuration
+                expected, hint = f"{name} {wanted} of accelerate", f"Set {instead} instead."
+                raise ConfigError(message("Trainer", expected, got, hint))
+        return accelerator
 
     def _make_loader(self, dataset: Dataset[Any], queries: int) -> DataLoader[Any]:
         config, accelerator = self.config, self.accelerator
@@ -452,6 +462,9 @@ class Trainer:
 
     def _begin(self) -> None:
         """Check that the run may start, and prepare the output folder."""
+        # All accelerators of a process share these, and another one may be accumulating gradients.
+        self.accelerator.gradient_accumulation_steps = 1
+        self.accelerator.sync_gradients = True
         self._check_same_place()
         self._check_unused()
         if self.accelerator.is_main_process:
