@@ -8,7 +8,6 @@ from einops import reduce
 from torch import Tensor, nn
 from typing_extensions import Self, override
 
-
 _KINDS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 

@@ -107,8 +107,8 @@ class Trainer:
         ArgumentError: If the data set has fewer than two queries, `validate_every` is below 1, or
             `negatives` are requested and the data set is not a `MomentDataset` of several videos.
         ConfigError: If an earlier trainer in this process used another `mixed_precision`, or
-            accelerate is configured for an unsupported way of sharding, for accumulation of gradients
-            or for compilation.
+            accelerate is configured for an unsupported way of sharding, for compilation, or to
+            accumulate gradients.
 
     Attributes:
         progress: Progress of the run.
