@@ -34,6 +34,7 @@ from tmapdiff import ActionTimelineFeatures, MomentDataset, Vocabulary
 from tmapdiff.data import AnnotationSet
 from tmapdiff.errors import CheckpointError, ConfigError, FileError
 from tmapdiff.evaluation import Evaluation
+from tmapdiff.losses import get_objective
 
 SAME_RUN = "Trainer: expected a checkpoint of the same run, with "
 
@@ -123,8 +124,11 @@ def test_what_changes_the_result_is_refused_and_what_does_not_is_not(dataset, pa
     )
     deterministic = replace(CONFIG, deterministic=True)
     objective = make_model(dataset, objective="bce-full")
+    exchanged = make_model(dataset)
+    exchanged.objective = get_objective("l1-full")
     for data, config, model, text in (
         (dataset, CONFIG, objective, "model.objective = 'bce-full', got 'mse-full'. Use"),
+        (dataset, CONFIG, exchanged, "model.objective = 'l1-full', got 'mse-full'. Use"),
         (dataset, CONFIG, wider, "model.nms_threshold = 0.6, got 0.49."),
         (other, CONFIG, None, "features = 'SIMULATED action timelines"),
         (of_features, CONFIG, make_model(dataset), "queries_sha256 = '"),

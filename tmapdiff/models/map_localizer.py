@@ -161,9 +161,8 @@ class MapLocalizer(MapModel):
                 fields[name] = part_config(value)
         super().register_to_config(**fields)
 
-    @override
-    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
-        # Parts may have been replaced since construction.
+    def record_parts(self) -> None:
+        """Store the configurations of parts that were replaced since construction."""
         for name in ("encoder", "decoder", "scheduler"):
             field = f"{name}_config"
             if field in self.config:
@@ -171,6 +170,10 @@ class MapLocalizer(MapModel):
                 if not saved.items() <= now.items():
                     self.register_to_config(**{field: now})
         self.register_to_config(objective=self.objective)
+
+    @override
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
+        self.record_parts()
         check_registered(type(self).__name__, self.config, self.objective)
         super().save_pretrained(save_directory, **kwargs)
 

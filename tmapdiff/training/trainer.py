@@ -167,6 +167,7 @@ class Trainer:
         self._shown_loss = math.nan
 
         self.accelerator = self._make_accelerator(device)
+        model.record_parts()
         if model.config.get("presence_weights") is not None:
             model.register_to_config(presence_weights=None)  # fitted on maps before training
         self._is_sharded = prepare_sharding(self.accelerator)
