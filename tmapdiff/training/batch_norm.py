@@ -71,7 +71,7 @@ def share_batch_norm(model: nn.Module) -> None:
         return
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            if type(child) in _KINDS:
+            if isinstance(child, _KINDS) and type(child) in _KINDS:
                 setattr(parent, name, SharedBatchNorm1d.of(child))
 
 
