@@ -76,6 +76,11 @@ def test_half_precision_scores_are_summed_in_full_precision():
     )
 
 
+def test_losses_in_half_precision_do_not_overflow():
+    scores = torch.full((4000, GRID.num_cells), 2.0, dtype=torch.float16)
+    assert get_objective("mse-full")(scores, torch.zeros_like(scores), MASK) == 4
+
+
 def test_no_valid_cell_is_no_loss():
     zeros = torch.zeros(2, GRID.num_cells)
     assert get_objective("mse-full")(zeros + 1, zeros, torch.zeros_like(MASK)) == 0

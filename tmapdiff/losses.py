@@ -53,7 +53,9 @@ class MapObjective:
         # Fill before the loss rather than weight it, as invalid cells may hold NaN.
         scores, target = scores.masked_fill(~mask, 0), target.masked_fill(~mask, 0)
         losses = self.cell_loss(scores, target).masked_fill(~mask, 0)
-        return losses.sum() / mask.expand_as(scores).sum().clamp(min=1)
+        # Half precision would overflow.
+        total = losses.sum(dtype=torch.promote_types(losses.dtype, torch.float32))
+        return (total / mask.expand_as(scores).sum().clamp(min=1)).to(losses.dtype)
 
 
 def rescale_iou(iou: Tensor, low: float = 0.5, high: float = 1.0) -> Tensor:

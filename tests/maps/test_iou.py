@@ -188,6 +188,16 @@ def test_moments_in_small_integers_do_not_overflow(dtype):
     assert int(MapGrid(300, 1, 1).mask(0, num_clips=counts).sum()) == 100
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_rounds_the_iou_only(dtype):
+    seconds, moments = torch.tensor([33.25]).to(dtype), torch.tensor([[4000.0, 4032.0]]).to(dtype)
+    found = IoUMapBuilder(MapGrid(128, 16, 1)).packed(moments, seconds)
+    exact = IoUMapBuilder(MapGrid(128, 16, 1)).packed(moments.double(), seconds.double())
+    assert torch.equal(found, exact.to(dtype))
+    long = torch.tensor([[0, 60_000], [10_000, 60_000]]).to(dtype)  # their sum overflows float16
+    assert torch.equal(temporal_iou(*long), temporal_iou(*long.double()).to(dtype))
+
+
 @pytest.mark.parametrize("counted", [False, True])
 def test_all_values_are_checked_in_one_wait(counted):
     moments = torch.tensor([[[0.0, 2.0], [1.0, 3.0]]]).expand(3, -1, -1)

@@ -77,13 +77,13 @@ class IoUMapBuilder:
         """
         moments, clip_seconds, counted = self._checked(moments, clip_seconds, num_moments)
         cells = self.grid.packed_moments(moments.device)
-        candidates = cells * clip_seconds.to(moments.dtype)[:, None, None]
+        candidates = cells * clip_seconds[:, None, None]
         best = candidates.new_zeros(candidates.shape[:-1])
         # One annotated moment at a time: M is small, and this holds one map instead of M.
         for index in range(moments.shape[1]):
             iou = temporal_iou(candidates, moments[:, index, None])
             best = torch.maximum(best, iou.where(counted[:, index, None], 0))
-        return best * self.grid.packed_mask(moments.device)
+        return (best * self.grid.packed_mask(moments.device)).to(moments.dtype)
 
     def check(
         self, moments: Moments, clip_seconds: PerSample = None, num_moments: PerSample = None
@@ -117,7 +117,9 @@ class IoUMapBuilder:
             check_shape(who, name, found, "B", sizes)
             return found
 
-        seconds = per_sample("clip_seconds", clip_seconds, 1, every.dtype)
+        # Ends of cells in half precision would be off by seconds.
+        wide = torch.promote_types(every.dtype, torch.float32)
+        seconds = per_sample("clip_seconds", clip_seconds, 1, wide).to(wide)
         counts = per_sample("num_moments", num_moments, sizes["M"])
         counted = torch.arange(sizes["M"], device=every.device) < counts[:, None]
         if self.validate:
@@ -135,7 +137,7 @@ class IoUMapBuilder:
     ) -> None:
         lasts = (clip_seconds > 0) & clip_seconds.isfinite()
         start, end = moments.unbind(-1)
-        video_seconds = self.grid.num_clips * clip_seconds.to(moments.dtype)[:, None]
+        video_seconds = self.grid.num_clips * clip_seconds[:, None]
         fine = moments.isfinite().all(-1) & (start >= 0) & (end > start) & (start < video_seconds)
         fine |= ~counted
         most = moments.shape[1]

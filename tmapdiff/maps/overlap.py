@@ -24,6 +24,9 @@ def temporal_iou(first: Tensor, second: Tensor) -> Tensor:
     # Differences of small integers would overflow, and those of unsigned ones wrap around.
     first = first if first.is_floating_point() else first.long()
     second = second if second.is_floating_point() else second.long()
+    dtype = torch.promote_types(first.dtype, second.dtype)
+    if dtype.itemsize < 4:  # sums of seconds overflow half precision
+        return temporal_iou(first.float(), second.float()).to(dtype)
     start_1, end_1 = first.unbind(-1)
     start_2, end_2 = second.unbind(-1)
     overlap = (torch.minimum(end_1, end_2) - torch.maximum(start_1, start_2)).clamp(min=0)
