@@ -300,6 +300,10 @@ def test_other_bad_arguments_are_refused():
         scheduler.step(maps, 999, maps, eta=1.0, variance_noise=maps[:1])
     with refuses(ArgumentError, "MapScheduler.step: expected eta in [0, 1], got 1.5."):
         scheduler.step(maps, 999, maps, eta=1.5)
+    for name in ("add_noise", "scale_model_input"):  # its factors would be rounded to 0
+        given = (maps.long(), maps, 9) if name == "add_noise" else (maps.long(), 9)
+        with refuses(ArgumentError, f"MapScheduler.{name}: expected ", "of a floating dtype, got"):
+            getattr(scheduler, name)(*given)
     for wrong in (0, -3, 2.5):
         with refuses(ArgumentError, "expected num_inference_steps to be an integer >= 1"):
             scheduler.set_timesteps(wrong)

@@ -277,7 +277,8 @@ def consensus_moments(moments: Tensor, num_moments: Tensor) -> Tensor:
     ious = temporal_iou(moments.double()[:, :, None], moments.double()[:, None])
     agreement = ious.where(counted[:, None], 0).sum(-1).masked_fill(~counted, -1)
     best = agreement.argmax(dim=1)
-    return moments[torch.arange(len(moments), device=moments.device), best]
+    picked = moments[torch.arange(len(moments), device=moments.device), best]
+    return picked.where(counted.any(dim=1, keepdim=True), 0)
 
 
 class DiDeMoMetrics(_MomentMetrics):

@@ -66,7 +66,7 @@ def changed(**fields):
         (changed(times=[[0.5, 1]]), "of segments 0 to 5, got [0.5, 1]."),
         (changed(description=" "), "record 2: expected a sentence, got ' '."),
         (changed(description=None), "record 2: expected a sentence, got None."),
-        (changed(annotation_id="x"), "record 2: expected annotation_id to be a number >= 0"),
+        (changed(annotation_id=3.7), "record 2: expected annotation_id to be an integer or text"),
         (changed(annotation_id=7), "record 2: expected a unique qid, got 7 again, as in record 1"),
         (changed(video="../../x"), "expected a video id without '/'"),
         (changed(video=3), "record 2: expected a video id as text, got 3."),

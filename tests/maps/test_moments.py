@@ -86,6 +86,11 @@ def test_bad_arguments_are_refused():
         ({"scores": torch.rand(4)}, ShapeError, "scores of shape (B, M), got (4,)."),
         ({"moments": torch.rand(3, 2)}, ShapeError, "moments of shape (M, 2) with M = 4"),
         ({"moments": torch.rand(1, 4, 2)}, ShapeError, "moments of shape (B, M, 2) with B = 2"),
+        (
+            {"scores": torch.ones(2, 4) > 0},
+            ArgumentError,
+            "scores of a floating dtype, got",
+        ),
         ({"threshold": 1.5}, ArgumentError, "threshold in [0, 1], got 1.5."),
         ({"top_n": 0}, ArgumentError, "top_n to be an integer >= 1, got 0."),
     ):

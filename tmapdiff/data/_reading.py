@@ -213,11 +213,11 @@ def field(who: str, record: Any, name: str) -> Any:
     return record[name]
 
 
-def query_id(who: str, record: Any) -> int | str:
-    """Return the field `qid` of a JSON object, an integer or text."""
-    qid = field(who, record, "qid")
+def query_id(who: str, record: Any, name: str = "qid") -> int | str:
+    """Return the field `name` of a JSON object, an integer or text."""
+    qid = field(who, record, name)
     if isinstance(qid, bool) or not isinstance(qid, int | str):
-        raise AnnotationError(message(who, "qid to be an integer or text", shown(qid)))
+        raise AnnotationError(message(who, f"{name} to be an integer or text", shown(qid)))
     return qid
 
 

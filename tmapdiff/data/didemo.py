@@ -7,7 +7,15 @@ from pathlib import Path
 from typing import Literal
 
 from tmapdiff._core.checks import check_choice, message, shown
-from tmapdiff.data._reading import AnnotationCollector, field, number, pairs, read_json, sentence
+from tmapdiff.data._reading import (
+    AnnotationCollector,
+    field,
+    number,
+    pairs,
+    query_id,
+    read_json,
+    sentence,
+)
 from tmapdiff.data.annotations import AnnotationSet
 from tmapdiff.errors import AnnotationError
 
@@ -54,7 +62,7 @@ def load_didemo(
             sentence(who, field(who, record, "description")),
             segments * SEGMENT_SECONDS,
             [(start * SEGMENT_SECONDS, (end + 1) * SEGMENT_SECONDS) for start, end in times],
-            int(number(who, record, "annotation_id", at_least=0)),
+            query_id(who, record, "annotation_id"),
         )
     return collector.collected()
 

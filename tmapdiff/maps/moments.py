@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tmapdiff._core.checks import check_int, check_range, check_shape, message
+from tmapdiff._core.checks import check_floating, check_int, check_range, check_shape, message
 from tmapdiff.errors import ArgumentError
 from tmapdiff.maps.overlap import temporal_iou
 
@@ -59,10 +59,11 @@ def temporal_nms(moments: Tensor, scores: Tensor, *, threshold: float, top_n: in
 
     Raises:
         ShapeError: If a shape does not fit.
-        ArgumentError: If `threshold` is outside [0, 1] or `top_n` is below 1.
+        ArgumentError: If scores are integers, `threshold` is outside [0, 1] or `top_n` is below 1.
     """
     who = "temporal_nms"
     sizes = check_shape(who, "scores", scores, "B M")
+    check_floating(who, "scores", scores)
     shared = isinstance(moments, Tensor) and moments.dim() == 2
     check_shape(who, "moments", moments, "M 2" if shared else "B M 2", sizes)
     check_range(who, "threshold", threshold, 0, 1)
@@ -169,8 +170,9 @@ def check_scored(
     clip_seconds: Tensor | None,
     durations: Tensor | None,
 ) -> None:
-    """Raise ShapeError unless the shapes fit `rank_candidates`."""
+    """Raise an error unless shapes and scores fit `rank_candidates`."""
     sizes = check_shape(who, "scores", scores, "B M")
+    check_floating(who, "scores", scores)
     check_shape(who, "candidates", candidates, "M 2", sizes)
     if clip_seconds is not None:
         check_shape(who, "clip_seconds", clip_seconds, "B", sizes)

@@ -18,6 +18,7 @@ from typing_extensions import Self
 from tmapdiff._core.checks import (
     check_bool,
     check_choice,
+    check_floating,
     check_int,
     check_range,
     check_shape,
@@ -226,14 +227,16 @@ class MapScheduler(StrictConfigMixin, SchedulerMixin, ConfigMixin):
 
         Raises:
             ShapeError: If a shape does not fit.
-            ArgumentError: If a timestep is not an integer or is out of range. The range of tensors
-                is only checked on the CPU, outside compiled code; other devices fail themselves.
+            ArgumentError: If maps are integers, or a timestep is none or is out of range. The range
+                of tensors is only checked on the CPU, outside compiled code; other devices fail
+                themselves.
 
         Source: Ho et al., DDPM, arXiv 2006.11239, Eq. 4.
         """
         who = "MapScheduler.add_noise"
         sizes = check_shape(who, "original_samples", original_samples, "B cells")
         check_shape(who, "noise", noise, "B cells", sizes)
+        check_floating(who, "original_samples", original_samples)
         alpha = self._alphas(who, timesteps, sizes)
         signal, sigma = _rates(alpha, original_samples)
         return signal * original_samples + sigma * noise
@@ -249,6 +252,7 @@ class MapScheduler(StrictConfigMixin, SchedulerMixin, ConfigMixin):
         """
         who = "MapScheduler.scale_model_input"
         sizes = check_shape(who, "sample", sample, "B cells")
+        check_floating(who, "sample", sample)
         if not self.config.normalize_input:
             return sample
         alpha = self._alphas(who, timesteps, sizes)
