@@ -22,7 +22,7 @@ from tmapdiff._core.checks import (
     require,
     shown,
 )
-from tmapdiff._core.digests import add_tensors
+from tmapdiff._core.digests import add_file, add_tensors
 from tmapdiff._core.files import is_hidden, written_beside
 from tmapdiff._core.limits import TEXT_GROWTH, check_item_bytes
 from tmapdiff.data import ConcatFeatureStore, FeatureStore, Vocabulary, open_feature_store
@@ -558,7 +558,5 @@ def _digest_of(folder: Path) -> str:
         if any(map(is_hidden, place.parts)):
             continue
         digest.update(str(place).encode())
-        with path.open("rb") as file:
-            while block := file.read(2**20):
-                digest.update(block)
+        add_file(digest, path)
     return digest.hexdigest()

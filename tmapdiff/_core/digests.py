@@ -1,6 +1,8 @@
-"""Digests of weights and features."""
+"""Digests of weights, features and files."""
 
+import hashlib
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,3 +16,17 @@ def add_tensors(digest: Any, named: Iterable[tuple[str, Tensor]]) -> None:
         # As bytes: NumPy has no bfloat16.
         content = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
         digest.update(content.numpy().data)
+
+
+def add_file(digest: Any, path: Path) -> None:
+    """Add the content of a file to a hashlib digest."""
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+
+
+def digest_of_file(path: Path) -> str:
+    """Return the SHA-256 of a file's content."""
+    digest = hashlib.sha256()
+    add_file(digest, path)
+    return digest.hexdigest()

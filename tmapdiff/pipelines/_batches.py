@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from tmapdiff.data.clips import fill_clips
+from tmapdiff.errors import TmapdiffError
 from tmapdiff.maps import MapGrid, MultiScaleMapSampler, RankedMoments
 from tmapdiff.models import Localization, MapLocalizer
 from tmapdiff.pipelines._windows import Window, join_windows
@@ -112,8 +113,8 @@ class Drawn:
     """Predicted maps of the queries of a batch."""
 
     samples: Tensor  # (B, S, cells)
-    clean: Tensor | None  # after each step, the mean over the samples: (B, steps, cells)
-    noisy: Tensor | None  # after each step, of the first sample: (B, steps, cells)
+    clean: Tensor | None = None  # after each step, the mean over the samples: (B, steps, cells)
+    noisy: Tensor | None = None  # after each step, of the first sample: (B, steps, cells)
     held: Tensor | None = None  # which cells lie in a window: (B, cells)
 
     @classmethod
@@ -139,12 +140,15 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Answer:
-    moments: list[LocalizedMoment]
-    clips: Clips
-    presence: float  # probability that there is a moment; NaN unless the moments are a set
-    maps: PackedMaps
-    clean: PackedMaps | None
-    noisy: PackedMaps | None
+    """The answer to a query, or the `error` that it got instead."""
+
+    moments: list[LocalizedMoment] = field(default_factory=list)
+    clips: Clips | None = None
+    presence: float = math.nan  # probability that there is a moment, if the moments are a set
+    maps: PackedMaps | None = None
+    clean: PackedMaps | None = None
+    noisy: PackedMaps | None = None
+    error: TmapdiffError | None = None
 
 
 def answers_of(

@@ -569,7 +569,7 @@ class MomentLocalizationPipeline(DiffusionPipeline):
         draw = partial(self._draw, sampling, return_steps, callback_on_step_end)
         skip = on_error == "skip"
         words = self._words(queries, skip)
-        results: dict[int, Answer | TmapdiffError] = {}  # by query
+        results: dict[int, Answer] = {}  # by query
         clips: dict[Any, Clips | TmapdiffError] = {}  # by video
         last = {_key(one): row for row, one in enumerate(videos)}  # last query of each video
         any_frames = any(map(_is_frames, videos))
@@ -584,7 +584,7 @@ class MomentLocalizationPipeline(DiffusionPipeline):
                         rate = None if any_frames and not _is_frames(videos[row]) else frame_rate
                         clips[key] = _attempt(skip, self._clips, videos[row], rate)
                     if error := _error_of(words[row], clips.get(key)):
-                        results[row] = error
+                        results[row] = Answer(error=error)
                 good = [row for row in rows if row not in results]
                 if good:
                     batch = Batch(
@@ -601,17 +601,18 @@ class MomentLocalizationPipeline(DiffusionPipeline):
                 clips = {key: one for key, one in clips.items() if last[key] >= rows.stop}
                 if bar is not None:
                     bar.update(len(rows))
-        found = [results[row] for row in range(len(queries))]
-        answers = [None if isinstance(one, TmapdiffError) else one for one in found]
+        answers = [results[row] for row in range(len(queries))]
         # In the constructor: diffusers' outputs leave fields that are set later out of tuples.
-        further: dict[str, Any] = {}
-        if answer == "set":
-            further["presence"] = [math.nan if one is None else one.presence for one in answers]
-        if pairs is not None:
-            further |= {"videos": videos, "queries": queries}
-        if skip:
-            further["errors"] = [_error_of(one) for one in found]
-        output = _output(answers, top_n, output_type, return_steps, further)
+        output = _output(
+            answers,
+            top_n,
+            output_type,
+            return_steps,
+            errors=[one.error for one in answers] if skip else None,
+            videos=None if pairs is None else videos,
+            queries=None if pairs is None else queries,
+            presence=[one.presence for one in answers] if answer == "set" else None,
+        )
         return output if return_dict else output.to_tuple()
 
     def _words(self, queries: Sequence[str], skip: bool) -> Sequence[Tensor | TmapdiffError]:
@@ -718,7 +719,7 @@ class MomentLocalizationPipeline(DiffusionPipeline):
         localizer = self.localizer.evaluation_view()
         if not localizer.is_generative:
             inputs = (batch.features, batch.words, batch.num_words, batch.num_clips)
-            return Drawn(localizer.predict_maps(*inputs)[:, None], None, None)
+            return Drawn(localizer.predict_maps(*inputs)[:, None])
         # After each step: the sum of the clean maps of all samples, the noisy map of the first.
         clean: list[Tensor] = []
         noisy: list[Tensor] = []
@@ -744,7 +745,7 @@ class MomentLocalizationPipeline(DiffusionPipeline):
             **sampling,
         )
         if not return_steps:
-            return Drawn(samples, None, None)
+            return Drawn(samples)
         mean = torch.stack(clean, dim=1) / samples.shape[1]
         return Drawn(samples, mean.float().cpu(), torch.stack(noisy, dim=1).float().cpu())
 
@@ -777,14 +778,14 @@ class MomentLocalizationPipeline(DiffusionPipeline):
 
 
 def _output(
-    answers: Sequence[Answer | None],
+    answers: Sequence[Answer],
     top_n: int,
     output_type: OutputType,
     return_steps: bool,
-    further: Mapping[str, Any],
+    **further: Any,
 ) -> MomentLocalizationOutput:
     as_numpy = output_type == "np"
-    moments: Any = [[] if one is None else one.moments for one in answers]
+    moments: Any = [one.moments for one in answers]
     if output_type != "moments":
         # Seconds in float32 might lie after the video's end.
         table = torch.full((len(answers), top_n, 4), torch.nan, dtype=torch.float64)
@@ -794,14 +795,13 @@ def _output(
                 numbers = [one.start, one.end, one.score, spread]
                 table[row, rank] = torch.tensor(numbers, dtype=torch.float64)
         moments = table.numpy() if as_numpy else table
-    videos = [None if one is None else one.clips for one in answers]
+    videos = [one.clips for one in answers]
     windows = None
     if any(one.windows for one in videos if one is not None):
         windows = [[] if one is None else one.spans() for one in videos]
 
     def maps(name: str) -> MergedMaps:
-        packed = [None if one is None else getattr(one, name) for one in answers]
-        return MergedMaps(packed, as_numpy)
+        return MergedMaps([getattr(one, name) for one in answers], as_numpy)
 
     return MomentLocalizationOutput(
         moments=moments,

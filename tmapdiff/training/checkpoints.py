@@ -1,6 +1,5 @@
 """Checkpoints of a run on disk: written atomically, verified when read, and pruned."""
 
-import hashlib
 import json
 import re
 import shutil
@@ -9,13 +8,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tmapdiff._core.checks import first_line, message
+from tmapdiff._core.digests import digest_of_file
 from tmapdiff._core.files import remove_folder, written_beside
 from tmapdiff.errors import CheckpointError
 
 DIGESTS = "digests.json"
 
 _NAME = re.compile(r"epoch-(\d+)(?:-step-(\d+))?")
-_BYTES_AT_ONCE = 2**22
 
 
 def checkpoint_name(epoch: int, step: int | None = None) -> str:
@@ -44,7 +43,7 @@ def write_checkpoint(path: Path) -> Iterator[Path]:
     with written_beside(path, durable=True) as new:
         yield new
         files = sorted(file for file in new.rglob("*") if file.is_file())
-        digests = {file.relative_to(new).as_posix(): _digest(file) for file in files}
+        digests = {file.relative_to(new).as_posix(): digest_of_file(file) for file in files}
         (new / DIGESTS).write_text(json.dumps(digests, indent=1) + "\n")
         remove_folder(path)  # files of two checkpoints must not mix
 
@@ -54,21 +53,13 @@ def check_checkpoint(path: Path) -> None:
     expected = "the files that were written"
     try:
         digests = json.loads((path / DIGESTS).read_text())
-        wrong = [name for name, digest in digests.items() if _digest(path / name) != digest]
+        wrong = [name for name, one in digests.items() if digest_of_file(path / name) != one]
     except (OSError, ValueError, AttributeError) as error:
         name = Path(getattr(error, "filename", None) or DIGESTS).name
         got = f"unreadable ones: {name}: {first_line(error)}"
         raise CheckpointError(message(str(path), expected, got)) from error
     if wrong:
         raise CheckpointError(message(str(path), expected, f"another {', '.join(wrong)}"))
-
-
-def _digest(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as content:
-        while piece := content.read(_BYTES_AT_ONCE):
-            digest.update(piece)
-    return digest.hexdigest()
 
 
 def keep_checkpoints(folder: Path, checkpoints: Collection[Path]) -> None:

@@ -1,7 +1,6 @@
 """Extracting features of one video into memory, or of many into a store."""
 
 import gc
-import hashlib
 import json
 import math
 import os
@@ -19,6 +18,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from tmapdiff._core.arrays import features_bytes
 from tmapdiff._core.checks import check_int, check_no_address, check_range, message, short
+from tmapdiff._core.digests import digest_of_file
 from tmapdiff._core.files import list_visible
 from tmapdiff._core.limits import check_item_bytes
 from tmapdiff.data._reading import reading
@@ -367,8 +367,5 @@ def size_and_time(path: Path) -> tuple[int, int]:
 
 
 def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with reading(path), path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
+    with reading(path):
+        return digest_of_file(path)
