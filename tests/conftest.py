@@ -1,6 +1,7 @@
 import gc
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 from tmapdiff.spinning import spin_briefly
 
@@ -19,7 +20,6 @@ if not torch.cuda.is_available():
 # Float32 is what is compared: on a GPU, torch's convolutions would be in TF32.
 torch.backends.cudnn.allow_tf32 = False
 
-OFFICIAL = {"captions_root", "charades_root", "data_root", "load_official", "real_video"}
 watch_slow_means()
 pytest.register_assert_rewrite("helpers.contracts", "helpers.assertions")
 
@@ -36,8 +36,24 @@ def _no_network() -> Iterator[None]:
 
 def pytest_itemcollected(item: pytest.Item) -> None:
     # What whole files of real datasets show.
-    if OFFICIAL & set(getattr(item, "fixturenames", ())):
+    if {"charades_root", "data_root"} & set(getattr(item, "fixturenames", ())):
         item.add_marker("exhaustive")
+
+
+@pytest.fixture(scope="session")
+def charades_root() -> Path:
+    return _named_folder("TMAPDIFF_CHARADES_ROOT", "the Charades files")
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    return _named_folder("TMAPDIFF_DATA_ROOT", "didemo, activitynet, tacos, video, ...")
+
+
+def _named_folder(variable: str, content: str) -> Path:
+    if not os.environ.get(variable):
+        pytest.skip(f"{variable} names no folder with {content}")
+    return Path(os.environ[variable])
 
 
 def pytest_collection_finish() -> None:

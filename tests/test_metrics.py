@@ -1,7 +1,5 @@
 import copy
-import os
 from collections import Counter
-from collections.abc import Callable
 from functools import cache
 from itertools import permutations
 
@@ -14,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tmapdiff import CalibrationMetrics, LocalizationMetrics, RankedMoments
-from tmapdiff.data import AnnotationSet, load_didemo
+from tmapdiff.data import load_didemo
 from tmapdiff.errors import ArgumentError, ShapeError
 from tmapdiff.evaluation import evaluate_didemo_prior
 from tmapdiff.metrics import DiDeMoMetrics, SetMetrics, best_ious, consensus_moments
@@ -206,14 +204,6 @@ def test_didemo_refuses_a_ranking_with_gaps():
         metrics.update(torch.zeros(1, 3, 2), torch.zeros(2, 4, 2))
 
 
-@pytest.fixture(scope="module")
-def load_official() -> Callable[[str], AnnotationSet]:
-    root = os.environ.get("TMAPDIFF_DATA_ROOT")
-    if not root:
-        pytest.skip("TMAPDIFF_DATA_ROOT names no folder with didemo")
-    return cache(lambda split: load_didemo(os.path.join(root, "didemo"), split))
-
-
 @cache
 def best_iou(count: int, annotators: tuple[tuple[int, int], ...]) -> float:
     """Best IoU of a query over all answers."""
@@ -222,12 +212,12 @@ def best_iou(count: int, annotators: tuple[tuple[int, int], ...]) -> float:
 
 
 @pytest.mark.parametrize(("split", "ceilings"), [("val", (74.81, 96.04)), ("test", (74.76, 96.05))])
-def test_didemo_gives_the_known_values_of_the_official_files(load_official, split, ceilings):
+def test_didemo_gives_the_known_values_of_the_official_files(data_root, split, ceilings):
     """The frequency prior of the official evaluation, and the ceilings of annotators' agreement.
 
     Source: the official README (prior); counted from the files (ceilings).
     """
-    items = load_official(split)
+    items = load_didemo(data_root / "didemo", split)
     if split == "val":
         found = evaluate_didemo_prior(items, items)
         assert found["Rank@1"] == pytest.approx(18.6842, abs=1e-4)

@@ -1,25 +1,7 @@
 import json
-import os
-from pathlib import Path
 
 import pytest
 from helpers.datasets import charades_row, write_charades_split
-
-
-@pytest.fixture(scope="session")
-def charades_root():
-    folder = os.environ.get("TMAPDIFF_CHARADES_ROOT")
-    if not folder:
-        pytest.skip("TMAPDIFF_CHARADES_ROOT names no folder with the Charades files")
-    return Path(folder)
-
-
-@pytest.fixture(scope="session")
-def data_root():
-    folder = os.environ.get("TMAPDIFF_DATA_ROOT")
-    if not folder:
-        pytest.skip("TMAPDIFF_DATA_ROOT names no folder with didemo, activitynet, tacos, ...")
-    return Path(folder)
 
 
 @pytest.fixture

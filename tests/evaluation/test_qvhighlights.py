@@ -1,11 +1,9 @@
 """The protocol of QVHighlights, against loops and the official evaluation of a submission."""
 
 import json
-import os
 from dataclasses import replace
 from fractions import Fraction
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -134,15 +132,8 @@ def test_of_moments_that_fit_equally_the_last_is_found():
     assert found["MR-full-mAP@0.5"] == 100
 
 
-@pytest.fixture(scope="module")
-def captions_root() -> Path:
-    root = Path(os.environ.get("TMAPDIFF_DATA_ROOT", ""), "qvhighlights_captions")
-    if not root.is_dir():
-        pytest.skip("TMAPDIFF_DATA_ROOT names no folder with qvhighlights_captions")
-    return root
-
-
-def test_equals_what_the_official_evaluation_printed(captions_root):
+def test_equals_what_the_official_evaluation_printed(data_root):
+    captions_root = data_root / "qvhighlights_captions"
     predictions = read_submission(captions_root / "peer_predictions" / "sample_val_preds.jsonl")
     annotations = load_moment_jsonl(captions_root / "highlight_val_release.jsonl")
     found = judge(predictions, annotations)

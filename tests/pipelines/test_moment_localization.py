@@ -379,12 +379,8 @@ class TestVideos:
             found = pipe(tmp_path / "cut.mkv", "the door")
         assert found.durations[0] < 40
 
-    @pytest.mark.exhaustive
-    def test_the_real_video(self, pipe):
-        folder = os.environ.get("TMAPDIFF_DATA_ROOT")
-        if not folder:
-            pytest.skip("TMAPDIFF_DATA_ROOT names no folder with video/nasa_13013.mp4")
-        found = pipe(f"{folder}/video/nasa_13013.mp4", QUERIES[0])
+    def test_the_real_video(self, pipe, data_root):
+        found = pipe(data_root / "video" / "nasa_13013.mp4", QUERIES[0])
         assert found.durations == pytest.approx([13.0], abs=0.1)
         assert 0 <= found.moments[0][0].start < found.moments[0][0].end <= found.durations[0]
 

@@ -471,7 +471,8 @@ def test_without_pyav_only_arrays_can_be_read(monkeypatch, tmp_path):
     assert len(sampled(array, 1, frame_rate=1)[0]) == 2
 
 
-def test_real_video(real_video):
+def test_real_video(data_root):
+    real_video = data_root / "video" / "nasa_13013.mp4"
     info = probe_video(real_video)
     assert (info.width, info.height, info.codec, info.start) == (480, 270, "h264", 0)
     assert info.duration == pytest.approx(13.013)
