@@ -1,9 +1,6 @@
 """Runs of benchmarks/tables.py that are killed: they go on, and their results are the same."""
 
-import json
 import os
-import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -12,44 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from helpers import crash_run
-from helpers.processes import start_program
+from helpers.processes import SECONDS, start_program
 
 pytestmark = [
-    pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL"),
+    pytest.mark.skipif(not sys.platform.startswith("linux"), reason="no /proc"),
     pytest.mark.process,
     pytest.mark.train,
 ]
 ROOT = Path(__file__).parents[2]
-SECONDS = 120
-MEASURED = ("metrics", "parameters", "training", "trained_on")
-
-
-def test_a_run_of_a_table_goes_on_after_kills(tmp_path):
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    crash_run.start(crash_run.do_nothing).join(SECONDS)
-    began = time.monotonic()
-    process = crash_run.start(crash_run.make_table_row, whole)
-    process.join(SECONDS)
-    assert process.exitcode == 0
-    seconds = time.monotonic() - began
-    kills = 0
-    while kills < 2:
-        process = crash_run.start(crash_run.make_table_row, parts)
-        process.join(seconds * random.random())
-        process.kill()
-        process.join(SECONDS)
-        kills += process.exitcode == -signal.SIGKILL
-        if process.exitcode == 0:
-            shutil.rmtree(parts)
-    process = crash_run.start(crash_run.make_table_row, parts)
-    process.join(SECONDS)
-    assert process.exitcode == 0
-    (first,), (second,) = ([*one.glob("results/*.json")] for one in (whole, parts))
-    found, expected = json.loads(second.read_text()), json.loads(first.read_text())
-    assert {name: found[name] for name in MEASURED} == {name: expected[name] for name in MEASURED}
-    left = [path for path in (parts / "scratch" / "results").iterdir() if path.suffix != ".removed"]
-    assert not left
 
 
 class Command:
@@ -97,7 +64,6 @@ def has_checkpoint(folder: Path) -> bool:
     )
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="no /proc")
 def test_the_whole_command_goes_on_after_kills(tmp_path):
     _, table = Command(tmp_path / "whole").end().split("### Table 2")
     for attempt in range(5):
@@ -117,3 +83,5 @@ def test_the_whole_command_goes_on_after_kills(tmp_path):
     for name, content in between.items():
         assert (parts / "results" / name).read_bytes() == content
     assert len(list((parts / "results").glob("*.json"))) == 4
+    left = (parts / "scratch" / "results").iterdir()
+    assert {path.suffix for path in left} <= {".removed"}

@@ -1,4 +1,4 @@
-import importlib.util
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -8,16 +8,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(scope="module")
-def rewritten():
-    place = ROOT / "docs" / "_site" / "docstrings.py"
-    spec = importlib.util.spec_from_file_location("docstrings", place)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.rewritten
-
-
-def test_shapes_and_sources_become_what_griffe_renders(rewritten):
+def test_shapes_and_sources_become_what_griffe_renders():
+    rewritten = runpy.run_path(str(ROOT / "docs" / "_site" / "docstrings.py"))["rewritten"]
     docstring = (
         "What it is.\n\nArgs:\n    x: Features.\n\nShape:\n    - x, y: (B, 3)\n"
         "    - returns: (B,), and\n      more\n\nRaises:\n    ShapeError: If not.\n\n"

@@ -8,7 +8,7 @@ invalid cells, `MaskArgumentContract` for those that are told the mask in the ca
 import copy
 import io
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -26,6 +26,17 @@ def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tens
     """Standard normal values, the same for the same seed, rounded to a dtype."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def draw_like(values: Iterable[Tensor], seed: int) -> list[Tensor]:
+    """Standard normal values in the shapes and dtypes of tensors."""
+    return [draw(*one.shape, seed=seed + i, dtype=one.dtype) for i, one in enumerate(values)]
+
+
+def inner_product(values: Iterable[Tensor], others: Iterable[Tensor]) -> Tensor:
+    """The sum of the products of all numbers."""
+    pairs = zip(values, others, strict=True)
+    return torch.stack([(one * other).sum() for one, other in pairs]).sum()
 
 
 def triangle(rows: int, columns: int) -> Tensor:
@@ -112,15 +123,9 @@ def evaluate(
     leaves = {name: leaf for name, leaf in named_tensors(fresh).items() if leaf.requires_grad}
     parameters = {n: p for n, p in module.named_parameters() if p.requires_grad}
     outputs = tensors(module(**fresh))
-    weights = [
-        draw(*output.shape, seed=index + 100, dtype=output.dtype)
-        for index, output in enumerate(outputs)
-    ]
-    if spoil is not None:
-        weights = [
-            weight.masked_fill(cells, torch.nan)
-            for weight, cells in zip(weights, spoil, strict=True)
-        ]
+    weights = draw_like(outputs, seed=100)
+    for weight, cells in zip(weights, spoil or (), strict=spoil is not None):
+        weight.masked_fill_(cells, torch.nan)
     gradients: list[Tensor | None] = []
     if wanted := [*leaves.values(), *parameters.values()]:
         gradients = list(torch.autograd.grad(outputs, wanted, weights, allow_unused=True))
@@ -133,6 +138,14 @@ def evaluate(
         dict(zip(leaves, filled[: len(leaves)], strict=True)),
         dict(zip(parameters, filled[len(leaves) :], strict=True)),
     )
+
+
+def assert_all_close(
+    actual: Any, expected: Any, dtype: torch.dtype | None = None, what: str = "result"
+) -> None:
+    """Fail unless one tensor, or each of several, is within the table."""
+    for one, other in zip(tensors(actual), tensors(expected), strict=True):
+        assert_close(one, other, dtype, what)
 
 
 def assert_same_evaluation(actual: Evaluation, expected: Evaluation) -> None:
@@ -175,18 +188,10 @@ def weighted_sum(function: Function) -> Callable[..., Tensor]:
     """The sum of what a function returns, weighted with fixed random numbers."""
 
     def weighted(*values: Tensor) -> Tensor:
-        weights = enumerate(function(*values), start=100)
-        return torch.stack(
-            [(one * draw(*one.shape, seed=seed, dtype=one.dtype)).sum() for seed, one in weights]
-        ).sum()
+        outputs = function(*values)
+        return inner_product(outputs, draw_like(outputs, seed=100))
 
     return weighted
-
-
-def directions(values: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    return tuple(
-        draw(*one.shape, seed=seed, dtype=one.dtype) for seed, one in enumerate(values, start=200)
-    )
 
 
 def assert_second_gradients(
@@ -202,10 +207,9 @@ def assert_second_gradients(
             what was saved alone.
     """
     with torch.no_grad():
-        incoming = [
-            draw(*one.shape, seed=seed, dtype=one.dtype).requires_grad_(with_incoming)
-            for seed, one in enumerate(function(*values), start=100)
-        ]
+        incoming = draw_like(function(*values), seed=100)
+    for one in incoming:
+        one.requires_grad_(with_incoming)
     variables = [*values, *incoming] if with_incoming else [*values]
 
     def penalty(*at: Tensor, create_graph: bool = False) -> Tensor:
@@ -214,14 +218,12 @@ def assert_second_gradients(
         gradients = torch.autograd.grad(
             function(*own), own, upper, create_graph=create_graph, materialize_grads=True
         )
-        return torch.stack(
-            [(one * way).sum() for one, way in zip(gradients, directions(own), strict=True)]
-        ).sum()
+        return inner_product(gradients, draw_like(own, seed=200))
 
     found: Sequence[Tensor] = [torch.zeros_like(one) for one in variables]
     if (total := penalty(*variables, create_graph=True)).requires_grad:  # or else it is linear
         found = torch.autograd.grad(total, variables, materialize_grads=True)
-    along = [draw(*one.shape, seed=300, dtype=one.dtype) for one in variables]
+    along = draw_like(variables, seed=300)
 
     def moved(by: float) -> Tensor:
         pairs = zip(variables, along, strict=True)
@@ -229,8 +231,7 @@ def assert_second_gradients(
 
     step = 1e-7  # so short that no rectifier changes sides on the way
     expected = (moved(step) - moved(-step)) / (2 * step)
-    slopes = [(one * way).sum() for one, way in zip(found, along, strict=True)]
-    torch.testing.assert_close(torch.stack(slopes).sum(), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(inner_product(found, along), expected, rtol=1e-4, atol=1e-4)
 
 
 class ModuleContract:
@@ -295,9 +296,8 @@ class ModuleContract:
         module, inputs = self.ready(), self.inputs(3)
         outputs = tensors(module(**inputs))
         for order in ([2, 0, 1], [1], [0, 2]):
-            picked = tensors(module(**self.samples(inputs, torch.tensor(order))))
-            for one, whole in zip(picked, outputs, strict=True):
-                assert_close(one, whole[order], what=f"samples {order}")
+            picked = module(**self.samples(inputs, torch.tensor(order)))
+            assert_all_close(picked, [one[order] for one in outputs], what=f"samples {order}")
 
     @pytest.mark.parametrize("layout", ["strided", "transposed", "channels_last", "expanded"])
     def test_memory_layout_does_not_matter(self, layout: str) -> None:
@@ -315,8 +315,7 @@ class ModuleContract:
         module, inputs = self.ready(), self.inputs(3)
         laid = change(inputs, lay)
         expected = module(**change(laid, lambda _, tensor: tensor.contiguous()))
-        for one, whole in zip(tensors(module(**laid)), tensors(expected), strict=True):
-            assert_close(one, whole, what=layout)
+        assert_all_close(module(**laid), expected, what=layout)
 
     def test_evaluation_is_deterministic(self) -> None:
         module, inputs = self.ready(), self.inputs(3)
@@ -343,17 +342,15 @@ class ModuleContract:
         places = tuple(range(len(values)))
         found = torch.func.grad(weighted, argnums=places)(*(one.detach() for one in values))
         expected = torch.autograd.grad(weighted(*values), values, materialize_grads=True)
-        for one, other in zip(found, expected, strict=True):
-            assert_close(one, other)
+        assert_all_close(found, expected)
 
     def test_torch_func_jvp_is_along_the_gradient(self) -> None:
         call, values = self.function()
         weighted = weighted_sum(call)
-        along = directions(values)
+        along = tuple(draw_like(values, seed=200))
         _, found = torch.func.jvp(weighted, tuple(one.detach() for one in values), along)
         gradients = torch.autograd.grad(weighted(*values), values, materialize_grads=True)
-        expected = sum((g * d).sum() for g, d in zip(gradients, along, strict=True))
-        assert_close(found, expected)
+        assert_close(found, inner_product(gradients, along))
 
     def test_torch_func_vmap_equals_a_loop(self) -> None:
         call, values = self.function()
@@ -362,8 +359,7 @@ class ModuleContract:
             found = torch.func.vmap(call)(*stacked)
             for row in range(3):
                 expected = call(*(one[row] for one in stacked))
-                for one, other in zip(found, expected, strict=True):
-                    assert_close(one[row], other)
+                assert_all_close([one[row] for one in found], expected)
 
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
     def test_half_precision_is_close(self, dtype: torch.dtype) -> None:
@@ -374,8 +370,7 @@ class ModuleContract:
         )
         evaluation = evaluate(half, inputs)
         assert {one.dtype for one in evaluation.outputs} == {dtype}
-        for one, expected in zip(evaluation.outputs, exact.outputs, strict=True):
-            assert_close(one, expected, dtype)
+        assert_all_close(evaluation.outputs, exact.outputs, dtype)
         for name, gradient in evaluation.all().items():
             assert bool(gradient.isfinite().all()), name
 
@@ -384,8 +379,7 @@ class ModuleContract:
         exact = evaluate(module, inputs)
         with torch.autocast("cpu", torch.bfloat16):
             evaluation = evaluate(module, inputs)
-        for one, expected in zip(evaluation.outputs, exact.outputs, strict=True):
-            assert_close(one, expected, torch.bfloat16)
+        assert_all_close(evaluation.outputs, exact.outputs, torch.bfloat16)
         for name, gradient in (evaluation.inputs | evaluation.parameters).items():
             assert gradient.dtype == torch.float32, name
             assert bool(gradient.isfinite().all()), name
@@ -517,9 +511,9 @@ class MaskArgumentContract(MaskedContract):
         outputs = tensors(module(**{**inputs, "mask": masks}))
         for row in range(3):
             alone = self.samples(inputs, slice(row, row + 1))
-            expected = tensors(module(**{**alone, "mask": masks[row]}))
-            for one, other in zip(outputs, expected, strict=True):
-                assert_close(one[row : row + 1], other, what=f"sample {row}")
+            expected = module(**{**alone, "mask": masks[row]})
+            found = [one[row : row + 1] for one in outputs]
+            assert_all_close(found, expected, what=f"sample {row}")
 
     def test_no_mask_means_all_valid(self) -> None:
         module, inputs = self.ready(), self.inputs(3)
@@ -539,5 +533,4 @@ class MaskArgumentContract(MaskedContract):
             assert bool(gradient.isfinite().all()), name
         others = torch.tensor([0, 2])
         alone = evaluate(module, {**self.samples(inputs, others), "mask": inputs["mask"]})
-        for one, expected in zip(evaluation.outputs, alone.outputs, strict=True):
-            assert_close(one[others], expected)
+        assert_all_close([one[others] for one in evaluation.outputs], alone.outputs)

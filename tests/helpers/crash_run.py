@@ -111,26 +111,3 @@ def train_and_report(folder: Path, changes: dict[str, Any]) -> None:
         train(folder, changes)
     except Exception as error:
         (folder / "error").write_text(f"{type(error).__name__}: {error}")
-
-
-def make_table_row(folder: Path) -> None:
-    """Make one run of benchmarks/tables.py, as its worker processes do."""
-    settle()
-    import tables
-
-    tables.load_data = _made_up_charades
-    (row,) = (row for row in tables.TABLES["1"] if row.label == "diffusion")
-    terms = tables.Terms(folder / "results", folder / "scratch", epochs=2, steps=(1,), device="cpu")
-    if not terms.result(row, 0).exists():
-        tables.run(row, 0, terms)
-
-
-def _made_up_charades(terms: Any) -> Any:
-    from tmapdiff import ActionTimelineFeatures
-    from tmapdiff.data import SyntheticActivities
-    from tmapdiff.recipes import LocalizationData
-
-    train, test = (SyntheticActivities(split=one, num_videos=3) for one in ("train", "test"))
-    videos = {**train.videos, **test.videos}
-    store = ActionTimelineFeatures(videos, num_classes=train.num_classes, feature_dim=16)
-    return LocalizationData("charades", train.annotations, test.annotations, store)

@@ -1,5 +1,7 @@
 """Pipelines of random weights, and what they are asked."""
 
+import json
+from contextlib import contextmanager
 from fractions import Fraction
 
 import numpy as np
@@ -63,6 +65,16 @@ def write_video(path, pictures, rate=8):
     times = [index * period for index in range(len(pictures) + 1)]
     options = {"format": "mp4", "codec": "mpeg4", "time_base": period, "rate": rate}
     return videos.write_video(path, times, images=pictures, **options)
+
+
+@contextmanager
+def index_with(folder, **fields):
+    """Change fields of a saved pipeline's index meanwhile."""
+    path = folder / "model_index.json"
+    text = path.read_text()
+    path.write_text(json.dumps(json.loads(text) | fields))
+    yield
+    path.write_text(text)
 
 
 def answer_of(found, index):

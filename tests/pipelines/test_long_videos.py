@@ -16,6 +16,7 @@ from helpers.pipelines import (
     WORDS,
     answer_of,
     assert_alike,
+    index_with,
     make_features,
     make_localizer,
     make_pictures,
@@ -222,8 +223,7 @@ def test_pipelines_saved_without_durations_load_without_a_warning(tmp_path):
         read = Pipeline.from_pretrained(tmp_path)
         assert read(make_long(300), QUERIES[0]).windows is None
     for wrong in ("30", [], [30, True], [30, None], [30, "31"], [-1], {"a": 1}, 30):
-        (tmp_path / "model_index.json").write_text(json.dumps({**index, "durations": wrong}))
-        with refuses(CheckpointError, "expected"):
+        with index_with(tmp_path, durations=wrong), refuses(CheckpointError, "expected"):
             Pipeline.from_pretrained(tmp_path)
 
 

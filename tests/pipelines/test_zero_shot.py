@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.assertions import assert_close, refuses
-from helpers.pipelines import make_localizer, make_pictures, make_pipe, write_video
+from helpers.pipelines import index_with, make_localizer, make_pictures, make_pipe, write_video
 from helpers.text_encoders import save_two_towers, tiny_text_encoder
 
 from tmapdiff import MomentLocalizationPipeline, TransformersTextEncoder
@@ -141,9 +141,8 @@ def test_text_features_that_do_not_fit(tmp_path):
     with refuses(ConfigError, "and nothing else for sentences, got none."):
         make_pipe(vocabulary=None)
     make_pipe(of_tokens, vocabulary=None, text_encoder=clip).save_pretrained(tmp_path)
-    path = tmp_path / "model_index.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "text_features": ["x"]}))
-    with refuses(CheckpointError, "text_features to be one of tokens, sentence, got ['x']."):
+    expected = "text_features to be one of tokens, sentence, got ['x']."
+    with index_with(tmp_path, text_features=["x"]), refuses(CheckpointError, expected):
         MomentLocalizationPipeline.from_pretrained(tmp_path)
 
 

@@ -11,7 +11,7 @@ import re
 import signal
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -24,9 +24,10 @@ import yaml
 from accelerate.state import AcceleratorState
 from helpers.corpora import make_corpus
 from helpers.crash_run import make_trainer
-from helpers.datasets import write_charades
+from helpers.datasets import query_line, write_charades, write_lines
 from helpers.fuzzing.mutations import mutate
 from helpers.migration import EXPERIMENT
+from helpers.pipelines import WORDS, make_localizer, make_pipe
 from helpers.text_encoders import save_two_towers, tiny_text_encoder
 from helpers.videos import write_video
 from torch import Tensor
@@ -194,18 +195,12 @@ def _json(value: object) -> bytes:
 
 
 def _jsonl_seeds(folder: Path) -> list[Files]:
-    records = [
-        {
-            "qid": 9769 + i,
-            "query": "some military patriots takes us through their safety procedures.",
-            "duration": 150,
-            "vid": f"j7rJstUseKg_{i}.0_360.0",
-            "relevant_windows": [[72.5, 82], [84, 94]],
-            "pred_relevant_windows": [[72, 82, 0.9], [84, 94.5, 0.1]],
-        }
-        for i in range(4)
-    ]
-    return [{"lines.jsonl": "".join(json.dumps(one) + "\n" for one in records).encode()}]
+    query = "some military patriots takes us through their safety procedures."
+    answer = {"pred_relevant_windows": [[72, 82, 0.9], [84, 94.5, 0.1]]}
+    videos = [(9769 + i, f"j7rJstUseKg_{i}.0_360.0") for i in range(4)]
+    lines = [query_line(*one, [[72.5, 82], [84, 94]], query, 150) | answer for one in videos]
+    write_lines(folder / "lines.jsonl", lines)
+    return [_files(folder)]
 
 
 def _check_jsonl(folder: Path) -> None:
@@ -278,14 +273,10 @@ def _check_vslnet(folder: Path) -> None:
 
 
 def _glove_seeds(folder: Path) -> list[Files]:
-    random_ = np.random.default_rng(0)
-    lines = [
-        " ".join([word, *(f"{number:.4f}" for number in random_.standard_normal(5))])
-        for word in ("the", "of", "door", "person", "o'clock", ". .", "\u00e9t\u00e9")
-    ]
-    path = folder / "glove.txt"
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return [_files(folder)]
+    words = ("the", "of", "door", "person", "o'clock", ". .", "\u00e9t\u00e9")
+    vectors = np.random.default_rng(0).standard_normal((len(words), 5)).round(4)
+    rows = zip(words, vectors.astype(str), strict=True)
+    return [{"glove.txt": "".join(f"{word} {' '.join(row)}\n" for word, row in rows).encode()}]
 
 
 def _check_glove(folder: Path) -> None:
@@ -311,18 +302,9 @@ def _check_vocabulary(folder: Path) -> None:
 # Models
 
 
-_TINY = replace(
-    tmapdiff.PRESETS["tiny"],
-    grid={"num_clips": 8, "num_anchors": 4, "num_scales": 2},
-    encoder={"channels": 8, "word_channels": 8, "num_text_layers": 1},
-    decoder={"channels": 8, "time_channels": 8, "kernel_sizes": [3]},
-)
-
-
 def _model_seeds(folder: Path) -> list[Files]:
-    sizes = {"vocabulary_size": 12, "clip_channels": 6}
-    _TINY.build(**sizes).save_pretrained(folder / "localizer")
-    _TINY.build_ms2dtan(**sizes).save_pretrained(folder / "ms2dtan")
+    make_localizer().save_pretrained(folder / "localizer")
+    make_localizer(tmapdiff.MS2DTAN).save_pretrained(folder / "ms2dtan")
     tmapdiff.MapScheduler().save_pretrained(folder / "scheduler")
     return [_files(folder / one) for one in ("localizer", "ms2dtan", "scheduler")]
 
@@ -350,12 +332,7 @@ def _config(folder: Path) -> bytes:
 def _pipeline_seeds(folder: Path) -> list[Files]:
     torch.manual_seed(0)
     encoder = tmapdiff.FrameEncoder("test_resnet", pretrained=False)
-    vocabulary = tmapdiff.Vocabulary(["person", "opens", "door"])
-    localizer = _TINY.build(vocabulary_size=len(vocabulary), clip_channels=encoder.feature_dim)
-    pipe = tmapdiff.MomentLocalizationPipeline(
-        localizer, vocabulary=vocabulary, frame_encoder=encoder, fps=2.0
-    )
-    pipe.save_pretrained(folder)
+    make_pipe(frame_encoder=encoder).save_pretrained(folder)
     return [_files(folder)]
 
 
@@ -368,12 +345,9 @@ def _check_pipeline(folder: Path) -> None:
         assert 0 <= moment.start < moment.end
 
 
-_WORDS = ["a", "person", "opens", "door"]
-
-
 def _text_encoder_seeds(folder: Path) -> list[Files]:
     for kind in ("bert", "clip", "siglip"):
-        tiny_text_encoder(_WORDS, 8, kind).save_pretrained(folder / kind)
+        tiny_text_encoder(WORDS, 8, kind).save_pretrained(folder / kind)
     return [_files(one) for one in sorted(folder.iterdir())]
 
 
@@ -386,7 +360,7 @@ def _check_text_encoder(folder: Path) -> None:
 
 def _image_tower_seeds(folder: Path) -> list[Files]:
     for kind in ("clip", "siglip"):
-        save_two_towers(folder / "whole", _WORDS, kind)
+        save_two_towers(folder / "whole", WORDS, kind)
         tmapdiff.TransformersFrameEncoder(folder / "whole").save_pretrained(folder / kind)
     return [_files(folder / kind) for kind in ("clip", "siglip")]
 
@@ -422,7 +396,7 @@ def _check_track(folder: Path) -> None:
 
 @functools.cache
 def _track_encoder() -> tmapdiff.TransformersTextEncoder:
-    return tiny_text_encoder(_WORDS, 4)
+    return tiny_text_encoder(WORDS, 4)
 
 
 def _ms2dtan_seeds(folder: Path) -> list[Files]:
