@@ -13,11 +13,9 @@ from tmapdiff.video.extraction import find_videos
 def list_sources(
     places: Sequence[str | os.PathLike[str]], *, text_tracks: bool = False
 ) -> list[Path]:
-    """List files, and the videos in folders.
+    """List files, and the videos in folders, or the `text_tracks` in them instead.
 
-    Args:
-        places: Files and folders. Subfolders are not searched.
-        text_tracks: Whether to list text tracks in folders instead of videos.
+    Subfolders of the `places` are not searched.
 
     Raises:
         FileError: If a folder cannot be read or contains none.

@@ -73,9 +73,8 @@ class PackedMaps:
 class MergedMaps(Sequence[Any]):
     """Merged maps of queries, each computed on access, as their size is N squared.
 
-    Attributes:
-        packed: The packed maps of each query; None if it could not be answered.
-        as_numpy: Whether each is a NumPy array instead of a tensor.
+    Made from those `packed`, None for a query that could not be answered. With `as_numpy`, each is
+    a NumPy array instead of a tensor.
 
     Shape:
         - each: (N, N), `[start clip, duration in clips - 1]`, NaN where there is no candidate;

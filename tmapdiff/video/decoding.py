@@ -249,12 +249,7 @@ def open_container(source: _File) -> Any:
 def probe_video(source: VideoSource, **options: Any) -> VideoInfo:
     """Return the properties of a video; a file with only sound has none.
 
-    Args:
-        source: As for `open_video`.
-        **options: As for `open_video`.
-
-    Raises:
-        TmapdiffError: As `open_video`.
+    `source`, `options` and errors are those of `open_video`.
     """
     try:
         with open_video(source, **options) as video:

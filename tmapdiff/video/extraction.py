@@ -5,7 +5,7 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -225,7 +225,7 @@ def extract_features(
                     todo[video_id] = path
             except (AnnotationError, FileError) as error:
                 skipped[video_id] = str(error)
-        frames = _FrameBatches(tuple(todo.items()), encoder.preprocess, fps, batch_size)
+        frames = _FrameBatches([*todo.items()], encoder.preprocess, fps, batch_size)
         loader = DataLoader(frames, batch_size=None, num_workers=min(num_workers, len(todo)))
         # Otherwise a forked worker may collect PyAV's garbage, and wait forever for decoder threads
         # that the fork does not have.
@@ -265,16 +265,14 @@ def _notes(order: Iterable[str], reasons: Mapping[str, str]) -> tuple[VideoNote,
     return tuple(VideoNote(one, reasons[one]) for one in order if one in reasons)
 
 
+@dataclass(frozen=True, eq=False)
 class _FrameBatches(IterableDataset[tuple[str, Any]]):
     """Yields (id, preprocessed frames) repeatedly, then (id, attributes) or (id, error text)."""
 
-    def __init__(
-        self, videos: Any, preprocess: FramePreprocessor, fps: Any, batch_size: int
-    ) -> None:
-        self.videos: tuple[tuple[str, Path], ...] = videos
-        self.preprocess = preprocess
-        self.fps = fps
-        self.batch_size = batch_size
+    videos: Sequence[tuple[str, Path]]
+    preprocess: FramePreprocessor
+    fps: float | Fraction
+    batch_size: int
 
     def __iter__(self) -> Iterator[tuple[str, Any]]:
         worker = get_worker_info()

@@ -136,10 +136,7 @@ class FrameEncoder(nn.Module):
         return vectors
 
     def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
-        """Write config.json and model.safetensors into a folder, for `from_pretrained`.
-
-        Args:
-            save_directory: Folder, created if needed. Its other files stay.
+        """Write config.json and model.safetensors into `save_directory`, whose other files stay.
 
         Raises:
             FileError: If the folder cannot be written, which leaves it unchanged.
@@ -165,11 +162,7 @@ class FrameEncoder(nn.Module):
     def from_pretrained(
         cls, folder: str | os.PathLike[str], *, device: str | torch.device = "cpu"
     ) -> Self:
-        """Load an encoder written by `save_pretrained`, without a network.
-
-        Args:
-            folder: Folder of the encoder.
-            device: Where to compute.
+        """Load an encoder that `save_pretrained` wrote into `folder` onto a `device`.
 
         Raises:
             CheckpointError: If the encoder is missing or damaged, or its weights do not fit.

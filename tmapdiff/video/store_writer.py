@@ -97,19 +97,14 @@ class FeatureStoreWriter:
         return self._written[video_id]
 
     def write(self, video_id: str, features: np.ndarray, attributes: Attributes) -> None:
-        """Write the features of a video, replacing earlier ones.
-
-        Args:
-            video_id: Id of the video.
-            features: Its features.
-            attributes: Attributes of its dataset.
+        """Write features of a video, replacing earlier ones, and `attributes` of its dataset.
 
         Shape:
             - features: (T, D)
 
         Raises:
             FileError: If they cannot be written.
-            AnnotationError: If the id is not allowed, such as one with a slash, or too long.
+            AnnotationError: If `video_id` is not allowed, such as one with a slash, or too long.
             FeatureError: If an attribute is a text of more than 64,000 bytes.
         """
         check_video_id("FeatureStoreWriter.write", video_id)

@@ -142,11 +142,7 @@ class TransformersFrameEncoder(FrameEncoder):
 def load_frame_encoder(
     folder: str | os.PathLike[str], *, device: str | torch.device = "cpu"
 ) -> FrameEncoder:
-    """Load a frame encoder of either class, written by its `save_pretrained`.
-
-    Args:
-        folder: Folder of the encoder.
-        device: Where to compute.
+    """Load a frame encoder of either class, which wrote itself into `folder`, onto a `device`.
 
     Raises:
         CheckpointError: If the encoder is missing or damaged, or its weights do not fit.
