@@ -15,6 +15,16 @@ def sizes(name, words=10, clip_channels=4):
     return {"vocabulary_size": None if is_aligned else words, "clip_channels": clip_channels}
 
 
+def batch_of(rows, width, words=None):
+    """Two queries, without their moments, whose words are features if these are given."""
+    return {
+        "features": torch.randn(2, rows, width),
+        "words": torch.tensor([[1, 2, 3], [4, 5, 0]]) if words is None else words,
+        "num_words": torch.tensor([3, 2]),
+        "clip_seconds": torch.tensor([0.5, 1.0]),
+    }
+
+
 def test_paper_preset_has_the_paper_s_sizes():
     preset = PRESETS["paper"]
     assert preset.grid == {"num_clips": 64, "num_anchors": 16, "num_scales": 3}
@@ -118,13 +128,7 @@ def test_every_preset_trains_saves_loads_and_localizes(name, tmp_path):
     model = preset.build(**sizes(name, clip_channels=16))
     clips = preset.grid["num_clips"]
     rows = clips * preset.encoder.get("features_per_clip", 1)
-    words = torch.tensor([[1, 2, 3], [4, 5, 0]])
-    batch = {
-        "features": torch.randn(2, rows, 16),
-        "words": torch.randn(2, 3, 16) if "aligned" in preset.encoder else words,
-        "num_words": torch.tensor([3, 2]),
-        "clip_seconds": torch.tensor([0.5, 1.0]),
-    }
+    batch = batch_of(rows, 16, torch.randn(2, 3, 16) if "aligned" in preset.encoder else None)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     trained = "decoder.decoders.0.head.weight"
     before = model.state_dict()[trained].clone()
@@ -151,12 +155,7 @@ def test_every_preset_trains_saves_loads_and_localizes(name, tmp_path):
 def test_every_decoder_trains_and_localizes(name, tmp_path):
     preset = PRESETS["nano"]
     model = preset.build(vocabulary_size=10, clip_channels=4, decoder=DECODERS[name])
-    batch = {
-        "features": torch.randn(2, 16, 4),
-        "words": torch.tensor([[1, 2, 3], [4, 5, 0]]),
-        "num_words": torch.tensor([3, 2]),
-        "clip_seconds": torch.tensor([0.5, 1.0]),
-    }
+    batch = batch_of(16, 4)
     model(**batch, moments=torch.tensor([[1.0, 4.0], [0.0, 7.0]])).backward()
     model.eval().save_pretrained(tmp_path)
     loaded = MomentLocalizer.from_pretrained(tmp_path)

@@ -8,6 +8,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import torch
+from helpers.datasets import query_line, write_lines, write_store
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -127,7 +128,7 @@ def make_files_of_others(folder: Path) -> None:
         for video, (start, end) in zip(DURATIONS, MOMENTS, strict=True)
         for query in QUERIES
     ]
-    lines = "".join(f"{video} {start} {end}##{query}\n" for video, start, end, query in rows)
+    text = "".join(f"{video} {start} {end}##{query}\n" for video, start, end, query in rows)
 
     root = folder / "MS-2D-TAN"
     data = root / "data" / "Charades-STA"
@@ -151,7 +152,7 @@ def make_files_of_others(folder: Path) -> None:
         for video, duration in DURATIONS.items():
             file[video] = random.standard_normal((round(duration / 0.64), width))
     for split in ("train", "test"):
-        (data / f"charades_sta_{split}.txt").write_text(lines)
+        (data / f"charades_sta_{split}.txt").write_text(text)
         with (data / f"Charades_v1_{split}.csv").open("w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(["id", "actions", "length"])
@@ -160,28 +161,18 @@ def make_files_of_others(folder: Path) -> None:
     root = folder / "lighthouse"
     place = root / "data" / "charades"
     place.mkdir(parents=True)
-    (place / "charades_test_release.jsonl").write_text(
-        "\n".join(
-            json.dumps(
-                {
-                    "qid": 12404 + index,
-                    "query": query,
-                    "duration": DURATIONS[video],
-                    "vid": video,
-                    "relevant_windows": [[start, end]],
-                }
-            )
-            for index, (video, start, end, query) in enumerate(rows)
-        )
-    )
+    lines = [
+        query_line(qid, video, [[start, end]], query, DURATIONS[video])
+        for qid, (video, start, end, query) in enumerate(rows, start=12404)
+    ]
+    write_lines(place / "charades_test_release.jsonl", lines)
+    (root / "features" / "charades").mkdir(parents=True)
     for name, channels in (("clip", 4), ("slowfast", 6)):
-        place = root / "features" / "charades" / name
-        place.mkdir(parents=True)
-        for video, duration in DURATIONS.items():
-            # One is a feature longer, as it happens.
-            count = int(duration) + (name == "clip")
-            features = random.standard_normal((count, channels)).astype(np.float16)
-            np.savez(place / f"{video}.npz", features=features)
+        # One is a feature longer, as it happens.
+        counts = {video: int(one) + (name == "clip") for video, one in DURATIONS.items()}
+        arrays = {v: random.standard_normal((n, channels)) for v, n in counts.items()}
+        halves = {video: array.astype(np.float16) for video, array in arrays.items()}
+        write_store(root / "features" / "charades" / name, "npz", halves)
 
     root = folder / "VSLNet" / "data"
     place = root / "dataset" / "charades"
@@ -189,11 +180,9 @@ def make_files_of_others(folder: Path) -> None:
     lengths = {video: {"duration": duration} for video, duration in DURATIONS.items()}
     (place / "charades.json").write_text(json.dumps(lengths))
     for split in ("train", "test"):
-        (place / f"charades_sta_{split}.txt").write_text(lines)
-    place = root / "features" / "charades" / "new"
-    place.mkdir(parents=True)
+        (place / f"charades_sta_{split}.txt").write_text(text)
+    (root / "features" / "charades").mkdir(parents=True)
     counts = {video: int(2 * duration) for video, duration in DURATIONS.items()}
+    arrays = {v: random.standard_normal((n, 8)).astype(np.float32) for v, n in counts.items()}
+    place = write_store(root / "features" / "charades" / "new", "npy", arrays)
     (place / "feature_shapes.json").write_text(json.dumps(counts))
-    for video, count in counts.items():
-        features = random.standard_normal((count, 8)).astype(np.float32)
-        np.save(place / f"{video}.npy", features)

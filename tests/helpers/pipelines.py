@@ -62,7 +62,7 @@ def seeds(count, first=0):
 
 def write_video(path, pictures, rate=8):
     period = Fraction(1, rate)
-    times = [index * period for index in range(len(pictures) + 1)]
+    times = videos.evenly(len(pictures), period=period)
     options = {"format": "mp4", "codec": "mpeg4", "time_base": period, "rate": rate}
     return videos.write_video(path, times, images=pictures, **options)
 

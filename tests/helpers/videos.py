@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tmapdiff import open_video
+
 BITS, HEIGHT, WIDTH = 8, 32, 64  # a stripe is 8 pixels wide: compression leaves it as it is
 
 
@@ -25,6 +27,27 @@ def make_images(count, height=90, width=160):
 def read_number(image):
     stripes = image.mean(axis=(0, 2)).reshape(BITS, -1).mean(axis=1)
     return sum(int(stripe > 128) << bit for bit, stripe in enumerate(stripes))
+
+
+def evenly(count, start=0, period=Fraction(1, 10)):
+    """Times from which so many pictures are shown, and the end of the last."""
+    return [start + index * period for index in range(count + 1)]
+
+
+def sampled(source, fps, **options):
+    """Frames of a video at so many times a second, and its reader."""
+    with open_video(source, **options) as video:
+        return list(video.sample(fps)), video
+
+
+def read_numbers(frames):
+    return [read_number(frame.image) for frame in frames]
+
+
+def shown(source, fps=10, **options):
+    """Numbers of the frames shown at the middles of pieces of `1 / fps` seconds, and the reader."""
+    frames, video = sampled(source, fps, **options)
+    return read_numbers(frames), video
 
 
 def write_video(

@@ -32,12 +32,13 @@ def ask(pipe, thread, **options):
 
 
 def assert_answers_as_alone(pipe, options):
-    alone = [ask(pipe, thread, **one) for thread, one in enumerate(options)]
+    assert_as_alone([partial(ask, pipe, thread, **one) for thread, one in enumerate(options)])
+
+
+def assert_as_alone(calls):
+    alone = [call() for call in calls]
     for _ in range(ROUNDS):
-        together = at_once(
-            [partial(ask, pipe, thread, **one) for thread, one in enumerate(options)]
-        )
-        for found, expected in zip(together, alone, strict=True):
+        for found, expected in zip(at_once(calls), alone, strict=True):
             assert_close(found, expected)
 
 
@@ -72,12 +73,7 @@ def test_threads_with_videos_of_other_lengths(monkeypatch):
         found = pipe(make_features(length, length), QUERIES[0], generator=seeds(1, length))
         return found.maps[0].nan_to_num(0)
 
-    lengths = [16, 32, 48, 64, 96, 128, 160, 192]
-    alone = [ask_of(length) for length in lengths]
-    for _ in range(ROUNDS):
-        together = at_once([partial(ask_of, length) for length in lengths])
-        for found, expected in zip(together, alone, strict=True):
-            assert_close(found, expected)
+    assert_as_alone([partial(ask_of, length) for length in (16, 32, 48, 64, 96, 128, 160, 192)])
 
 
 class _GivingWay(dict):

@@ -9,12 +9,13 @@ import torch
 from helpers.assertions import assert_close, refuses
 from helpers.pipelines import index_with, make_localizer, make_pictures, make_pipe, write_video
 from helpers.text_encoders import save_two_towers, tiny_text_encoder
+from helpers.videos import sampled
 
 from tmapdiff import MomentLocalizationPipeline, TransformersTextEncoder
 from tmapdiff.data import encode_text_track, load_text_track, pool_features
 from tmapdiff.errors import ArgumentError, CheckpointError, ConfigError
 from tmapdiff.models import SimilarityLocalizer
-from tmapdiff.video import TransformersFrameEncoder, open_video
+from tmapdiff.video import TransformersFrameEncoder
 
 WORDS = ["a", "person", "opens", "the", "door", "walks", "roads", "budget"]
 QUERIES = ["a person opens the door", "the person walks"]
@@ -51,8 +52,7 @@ def test_frames_and_sentences_of_two_towers(kind, tmp_path):
     pipe = MomentLocalizationPipeline.from_two_towers(tmp_path / "model", fps=4, **fields)
     write_video(tmp_path / "video.mkv", make_pictures(64))
     found = pipe(tmp_path / "video.mkv", QUERIES)
-    with open_video(tmp_path / "video.mkv") as video:
-        images = [frame.image for frame in video.sample(4)]
+    images = [frame.image for frame in sampled(tmp_path / "video.mkv", 4)[0]]
     frames = TransformersFrameEncoder(tmp_path / "model").encode(images)
     sentences = TransformersTextEncoder(tmp_path / "model")(QUERIES).sentences
     assert_answers(found, expected_of(pipe.localizer, frames, 8.0, sentences))

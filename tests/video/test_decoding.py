@@ -16,7 +16,15 @@ import numpy as np
 import pytest
 import torch
 from helpers.assertions import refuses
-from helpers.videos import number_image, read_number, write_video
+from helpers.videos import (
+    evenly,
+    number_image,
+    read_number,
+    read_numbers,
+    sampled,
+    shown,
+    write_video,
+)
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -27,7 +35,7 @@ from tmapdiff.video.decoding import _is_cover
 
 av = pytest.importorskip("av")
 
-TENTHS = [Fraction(index, 10) for index in range(31)]
+TENTHS, SIXTY = evenly(30), evenly(60)
 # Container, codec and time base: what real videos come in.
 FORMATS = [
     ("mp4", "libx264", Fraction(1, 90_000)),
@@ -50,24 +58,19 @@ def shown_at(times, fps):
     ] or [last]
 
 
-def sampled(source, fps, **options):
-    with open_video(source, **options) as video:
-        frames = list(video.sample(fps))
-        assert video.damage is None
+def intact(source, fps, **options):
+    frames, video = sampled(source, fps, **options)
+    assert video.damage is None
     return frames, video
-
-
-def numbers(frames):
-    return [read_number(frame.image) for frame in frames]
 
 
 @pytest.mark.parametrize(("suffix", "codec", "time_base"), FORMATS, ids=lambda p: str(p)[:7])
 def test_frames_are_those_shown_at_the_middles(tmp_path, suffix, codec, time_base):
     path = write_video(tmp_path / f"a.{suffix}", TENTHS, codec=codec, time_base=time_base)
     for fps in (Fraction(1, 2), 2, 3, 7.3, 10, 25):
-        frames, video = sampled(path, fps)
-        assert numbers(frames) == shown_at(TENTHS, fps)
-        for index, (frame, number) in enumerate(zip(frames, numbers(frames), strict=True)):
+        frames, video = intact(path, fps)
+        assert read_numbers(frames) == shown_at(TENTHS, fps)
+        for index, (frame, number) in enumerate(zip(frames, read_numbers(frames), strict=True)):
             assert frame.time == pytest.approx((index + 0.5) / fps, abs=1e-9)
             assert frame.shown_from == pytest.approx(number / 10, abs=1e-6)
         assert video.duration == pytest.approx(3.0)
@@ -90,8 +93,8 @@ def test_frames_are_those_shown_at_the_middles(tmp_path, suffix, codec, time_bas
 def test_uneven_frames(tmp_path, gaps, fps, suffix):
     times = [Fraction(sum(gaps[:i]), 1000) for i in range(len(gaps) + 1)]
     path = write_video(tmp_path / f"a.{suffix}", times, time_base=Fraction(1, 1000))
-    frames, video = sampled(path, fps)
-    assert numbers(frames) == shown_at(times, fps)
+    frames, video = intact(path, fps)
+    assert read_numbers(frames) == shown_at(times, fps)
     assert video.duration == pytest.approx(float(times[-1]))
 
 
@@ -99,15 +102,15 @@ def test_uneven_frames(tmp_path, gaps, fps, suffix):
 def test_frames_that_begin_after_the_sound_and_end_before_it(tmp_path, suffix):
     times = [time + 1 for time in TENTHS]
     path = write_video(tmp_path / f"a.{suffix}", times, time_base=Fraction(1, 1000), sound=(0, 4))
-    frames, video = sampled(path, 2)
-    assert numbers(frames) == [0, 0, 2, 7, 12, 17, 22, 27] == shown_at(times, 2)
+    frames, video = intact(path, 2)
+    assert read_numbers(frames) == [0, 0, 2, 7, 12, 17, 22, 27] == shown_at(times, 2)
     assert [frame.shown_from for frame in frames[:3]] == pytest.approx([1.0, 1.0, 1.2])
     assert video.info.start == pytest.approx(1.0)
     assert video.duration == pytest.approx(4.0)
     assert video.info.duration == pytest.approx(4.0)
     # Sound that continues after the frames.
     path = write_video(tmp_path / f"b.{suffix}", TENTHS, time_base=Fraction(1, 1000), sound=(0, 9))
-    frames, video = sampled(path, 2)
+    frames, video = intact(path, 2)
     assert len(frames) == 6
     assert video.duration == video.info.duration == pytest.approx(3.0)
 
@@ -116,8 +119,8 @@ def test_frames_that_begin_after_the_sound_and_end_before_it(tmp_path, suffix):
 def test_time_begins_with_the_first_frame_where_there_is_no_sound(tmp_path, suffix):
     times = [time + 5 for time in TENTHS]
     base = Fraction(1, 90_000) if suffix == "ts" else Fraction(1, 1000)
-    frames, video = sampled(write_video(tmp_path / f"a.{suffix}", times, time_base=base), 2)
-    assert numbers(frames) == shown_at(TENTHS, 2)
+    frames, video = intact(write_video(tmp_path / f"a.{suffix}", times, time_base=base), 2)
+    assert read_numbers(frames) == shown_at(TENTHS, 2)
     assert video.duration == pytest.approx(3.0)
 
 
@@ -131,7 +134,7 @@ def test_rotated_videos_come_upright(tmp_path, degrees, mirrored):
     # PyAV counts counterclockwise, as NumPy does, and mirrors after that.
     expected = np.rot90(corners, degrees // 90)
     expected = expected[:, ::-1] if mirrored else expected
-    (frame,), video = sampled(path, 1)
+    (frame,), video = intact(path, 1)
     assert frame.image.shape == expected.shape == (video.info.height, video.info.width, 3)
     assert np.abs(frame.image.astype(int) - expected).max() < 8
     if not mirrored:
@@ -148,17 +151,17 @@ def test_anamorphic_videos_are_as_wide_as_shown(tmp_path, suffix, codec, time_ba
     path = write_video(
         tmp_path / f"a.{suffix}", TENTHS, codec=codec, time_base=time_base, pixel_aspect=aspect
     )
-    frames, video = sampled(path, 2)
+    frames, video = intact(path, 2)
     assert (video.info.width, video.info.height) == (64 * aspect, 32)
     assert all(frame.image.shape == (32, 64 * aspect, 3) for frame in frames)
-    assert numbers(frames) == shown_at(TENTHS, 2)
+    assert read_numbers(frames) == shown_at(TENTHS, 2)
 
 
 def test_the_limit_of_pixels_is_that_of_frames_as_shown(tmp_path):
     path = write_video(tmp_path / "a.mp4", TENTHS, pixel_aspect=Fraction(2))
-    assert len(sampled(path, 2, max_pixels=128 * 32)[0]) == 6
+    assert len(intact(path, 2, max_pixels=128 * 32)[0]) == 6
     with refuses(VideoError, "expected frames of at most 4,095 pixels, got 128 x 32. Pass a"):
-        sampled(path, 2, max_pixels=128 * 32 - 1)
+        intact(path, 2, max_pixels=128 * 32 - 1)
     with refuses(VideoError, "expected frames of at most 2,047 pixels, got 64 x 32. Pass a"):
         open_video(path, max_pixels=2047)  # as stored
 
@@ -167,7 +170,7 @@ def test_the_limit_of_pixels_is_that_of_frames_as_shown(tmp_path):
 def test_anamorphic_videos_are_stretched_before_they_are_turned(tmp_path):
     image = number_image(0b10110001)
     options = {"images": [image], "rotation": (90, False), "pixel_aspect": Fraction(2)}
-    (frame,), video = sampled(write_video(tmp_path / "a.mp4", [0, 1], **options), 1)
+    (frame,), video = intact(write_video(tmp_path / "a.mp4", [0, 1], **options), 1)
     assert (video.info.width, video.info.height) == (32, 128)
     assert read_number(np.rot90(frame.image, -1)) == 0b10110001
     assert frame.image.shape == (128, 32, 3)
@@ -176,7 +179,7 @@ def test_anamorphic_videos_are_stretched_before_they_are_turned(tmp_path):
 @pytest.mark.parametrize("aspect", [None, Fraction(1), Fraction(1280, 1281), Fraction(51, 50)])
 def test_pixels_that_are_nearly_square_are_left_as_they_are(tmp_path, aspect):
     path = write_video(tmp_path / "a.mp4", TENTHS, pixel_aspect=aspect)
-    frames, video = sampled(path, 2)
+    frames, video = intact(path, 2)
     assert (video.info.width, video.info.height) == (64, 32)
     with av.open(str(path)) as file:
         stored = [frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)]
@@ -189,10 +192,10 @@ def test_sources(tmp_path):
     expected = shown_at(TENTHS, 2)
     content = path.read_bytes()
     for source in (path, str(path), content, io.BytesIO(content)):
-        assert numbers(sampled(source, 2)[0]) == expected
+        assert read_numbers(intact(source, 2)[0]) == expected
     with path.open("rb") as file:
         file.read(100)  # it is read from its start anyway
-        assert numbers(sampled(file, 2)[0]) == expected
+        assert read_numbers(intact(file, 2)[0]) == expected
         assert not file.closed
         assert probe_video(file) == probe_video(path)
 
@@ -208,40 +211,32 @@ def test_a_source_that_cannot_seek(tmp_path):
     sender = threading.Thread(target=send)
     sender.start()
     with os.fdopen(reading, "rb") as file:
-        assert numbers(sampled(file, 2)[0]) == shown_at(TENTHS, 2)
+        assert read_numbers(intact(file, 2)[0]) == shown_at(TENTHS, 2)
     sender.join()
 
 
 def test_arrays_have_the_same_interface():
     array = np.stack([number_image(index) for index in range(30)])
     for source in (array, torch.from_numpy(array)):
-        frames, video = sampled(source, 2, frame_rate=10)
-        assert numbers(frames) == shown_at(TENTHS, 2)
+        frames, video = intact(source, 2, frame_rate=10)
+        assert read_numbers(frames) == shown_at(TENTHS, 2)
         assert video.duration == video.info.duration == 3.0
         assert (video.info.frame_rate, video.info.width, video.info.height) == (10.0, 64, 32)
     # 30000 / 1001 frames per second: no time may be off by a rounding error.
     rate = Fraction(30_000, 1001)
-    frames, _ = sampled(array, rate, frame_rate=rate)
-    assert numbers(frames) == list(range(30))
+    frames, _ = intact(array, rate, frame_rate=rate)
+    assert read_numbers(frames) == list(range(30))
 
 
 def test_samples_of_one_frame_share_its_image():
     array = np.stack([number_image(index) for index in range(3)])
-    frames, _ = sampled(array, 30, frame_rate=10)
-    assert numbers(frames) == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    frames, _ = intact(array, 30, frame_rate=10)
+    assert read_numbers(frames) == [0, 0, 0, 1, 1, 1, 2, 2, 2]
     assert frames[0].image is frames[2].image
-
-
-def damaged(source, fps=2, **options):
-    with open_video(source, **options) as video:
-        return numbers(video.sample(fps)), video
 
 
 def cut(path, share):
     return path.read_bytes()[: int(path.stat().st_size * share)]
-
-
-SIXTY = [Fraction(index, 10) for index in range(61)]
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "avi"])
@@ -253,7 +248,7 @@ def test_truncated_videos_give_what_there_is(tmp_path, suffix):
         time_base=Fraction(1, 10) if suffix == "avi" else Fraction(1, 90_000),
         container_options={"movflags": "faststart"} if suffix == "mp4" else {},
     )
-    found, video = damaged(cut(path, 0.8))
+    found, video = shown(cut(path, 0.8), 2)
     whole = shown_at(SIXTY, 2)
     assert 1 < len(found) < len(whole)
     # The last frames may be damaged themselves.
@@ -265,7 +260,7 @@ def test_truncated_videos_give_what_there_is(tmp_path, suffix):
 
 def test_truncated_matroska(tmp_path):
     path = write_video(tmp_path / "a.mkv", SIXTY, time_base=Fraction(1, 1000))
-    found, video = damaged(cut(path, 0.7))
+    found, video = shown(cut(path, 0.7), 2)
     assert found == shown_at(SIXTY, 2)[: len(found)]
     assert video.damage == f"it ends at {video.duration:.2f} s of 6.00 s"
     assert video.info.duration == 6.0
@@ -276,7 +271,7 @@ def test_a_hole_in_a_video(tmp_path):
     content = bytearray(path.read_bytes())
     for place in range(len(content) // 3, len(content) // 3 + 60):
         content[place] = 0xA5
-    found, video = damaged(bytes(content), 10)
+    found, video = shown(bytes(content), 10)
     whole = shown_at(SIXTY, 10)
     wrong = [index for index, (a, b) in enumerate(zip(found, whole, strict=True)) if a != b]
     # At most a group of pictures is lost; the frame before it stays on screen.
@@ -393,7 +388,7 @@ def test_a_file_whose_path_looks_like_an_address_is_opened(tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     (tmp_path / "https:").mkdir()
     write_video(tmp_path / "https:" / "a.mp4", TENTHS)
-    assert numbers(sampled("https://a.mp4", 2)[0]) == shown_at(TENTHS, 2)
+    assert read_numbers(intact("https://a.mp4", 2)[0]) == shown_at(TENTHS, 2)
 
 
 def test_an_open_file_that_fails(tmp_path):
@@ -407,7 +402,7 @@ def test_an_open_file_that_fails(tmp_path):
                 raise OSError("the network is gone")
             return super().read(size)
 
-    found, video = damaged(Failing(path.read_bytes()))
+    found, video = shown(Failing(path.read_bytes()), 2)
     assert 0 < len(found) < len(shown_at(SIXTY, 2))
     assert "it cannot be read to its end (the network is gone)" in video.damage
 
@@ -468,7 +463,7 @@ def test_without_pyav_only_arrays_can_be_read(monkeypatch, tmp_path):
     with refuses(MissingDependencyError, text):
         open_video(path)
     array = np.zeros((2, 4, 4, 3), np.uint8)
-    assert len(sampled(array, 1, frame_rate=1)[0]) == 2
+    assert len(intact(array, 1, frame_rate=1)[0]) == 2
 
 
 def test_real_video(data_root):
@@ -477,7 +472,7 @@ def test_real_video(data_root):
     assert (info.width, info.height, info.codec, info.start) == (480, 270, "h264", 0)
     assert info.duration == pytest.approx(13.013)
     assert info.frame_rate == pytest.approx(30_000 / 1001)
-    frames, video = sampled(real_video, 2)
+    frames, video = intact(real_video, 2)
     assert [frame.time for frame in frames] == [index / 2 + 0.25 for index in range(26)]
     assert frames[0].image.shape == (270, 480, 3)
     assert video.duration == pytest.approx(13.013)
@@ -485,7 +480,7 @@ def test_real_video(data_root):
         assert 0 <= frame.time - frame.shown_from < 1001 / 30_000 + 1e-9
     # Every frame, at the frame rate of the file.
     rate = Fraction(30_000, 1001)
-    starts = [frame.shown_from for frame in sampled(real_video, rate)[0]]
+    starts = [frame.shown_from for frame in intact(real_video, rate)[0]]
     assert len(starts) == 390
     assert all(after - before == pytest.approx(1 / rate) for before, after in pairwise(starts))
 

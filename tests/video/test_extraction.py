@@ -11,10 +11,10 @@ import pytest
 import torch
 from helpers.assertions import assert_close, refuses
 from helpers.processes import forks
-from helpers.videos import number_image, write_video
+from helpers.videos import evenly, number_image, sampled, write_video
 
 import tmapdiff
-from tmapdiff import FrameEncoder, encode_video, extract_features, open_feature_store, open_video
+from tmapdiff import FrameEncoder, encode_video, extract_features, open_feature_store
 from tmapdiff.data import pool_features
 from tmapdiff.errors import (
     ArgumentError,
@@ -43,14 +43,14 @@ def encoder():
 
 def make_video(path, seconds=3, start=0):
     images = [number_image(start + index) for index in range(5 * seconds)]
-    times = [Fraction(index, 5) for index in range(5 * seconds + 1)]
+    times = evenly(5 * seconds, period=Fraction(1, 5))
     base = Fraction(1, 1000) if path.suffix == ".mkv" else Fraction(1, 90_000)
     return write_video(path, times, images=images, rate=5, time_base=base)
 
 
 def expected_features(path, encoder, fps):
-    with open_video(path) as video:
-        return encoder.encode([frame.image for frame in video.sample(fps)])
+    frames, _ = sampled(path, fps)
+    return encoder.encode([frame.image for frame in frames])
 
 
 @pytest.fixture
@@ -130,7 +130,7 @@ UNUSUAL = [
 
 def write_unusual(path, format, codec, pix_fmt, base):
     rate = 25 if codec == "mpeg1video" else 5
-    times = [Fraction(index, rate) for index in range(2 * rate + 1)]
+    times = evenly(2 * rate, period=Fraction(1, rate))
     options = {"format": format, "codec": codec, "pix_fmt": pix_fmt, "time_base": base}
     return write_video(path, times, rate=rate, **options)
 
@@ -138,8 +138,7 @@ def write_unusual(path, format, codec, pix_fmt, base):
 @pytest.mark.parametrize(("suffix", *"fcpb"), UNUSUAL, ids=[one[0] for one in UNUSUAL])
 def test_what_can_be_opened_is_found_in_folders(tmp_path, encoder, suffix, f, c, p, b):
     path = write_unusual(tmp_path / f"a{suffix}", f, c, p, b)
-    with open_video(path) as video:
-        assert len(list(video.sample(2))) == 4
+    assert len(sampled(path, 2)[0]) == 4
     report = extract_features(tmp_path, encoder, tmp_path / "a.h5", fps=2)
     assert (report.extracted, report.damaged, report.passed_over) == (("a",), (), {})
     for place in (path, tmp_path):

@@ -5,11 +5,10 @@ from fractions import Fraction
 from types import SimpleNamespace
 
 import pytest
-from helpers.videos import number_image, read_number, write_video
+from helpers.videos import evenly, number_image, read_numbers, sampled, shown, write_video
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tmapdiff import open_video
 from tmapdiff.video.timeline import Timeline
 
 av = pytest.importorskip("av")
@@ -29,10 +28,6 @@ JOINED = [
     ("avi", None, "mpeg4", 2, PERIOD),
 ]
 MAY_RESTART = {"ts", "m2ts", "mpg", "vob"}
-
-
-def evenly(count, start=0, period=PERIOD):
-    return [start + index * period for index in range(count + 1)]
 
 
 def write(path, times, first=0, **options):
@@ -64,25 +59,13 @@ def place_all(clock, start=Fraction(0), may_restart=True):
     return [timeline.place(frame) for frame in clock.frames], timeline
 
 
-def sampled(path, fps, **options):
-    with open_video(path, **options) as video:
-        frames = list(video.sample(fps))
-    return frames, video
-
-
-def shown(path, fps=10, **options):
-    """Return the numbers of the frames shown at the middles of pieces of `1 / fps` seconds."""
-    frames, video = sampled(path, fps, **options)
-    return [read_number(frame.image) for frame in frames], video
-
-
 @pytest.mark.parametrize("kind", JOINED, ids=str)
 @pytest.mark.parametrize(("one", "two"), [(20, 60), (40, 15)])
 def test_joined_files_are_shown_one_after_the_other(tmp_path, kind, one, two):
     path = write_joined(tmp_path, kind, (1, evenly(one)), (101, evenly(two)))
     frames, video = sampled(path, 10)
     expected = [*range(1, one + 1), *range(101, two + 101)]
-    assert [read_number(frame.image) for frame in frames] == expected
+    assert read_numbers(frames) == expected
     starts = [frame.shown_from for frame in frames]
     assert starts == pytest.approx([index / 10 for index in range(one + two)])
     assert video.duration == pytest.approx((one + two) / 10)
@@ -116,7 +99,7 @@ def test_a_frame_every_ten_seconds_stays_so(tmp_path, suffix, codec, base):
     path = write(tmp_path / f"a.{suffix}", times, codec=codec, b_frames=0, time_base=base)
     frames, video = sampled(path, Fraction(1, 10))
     count = 11 if suffix == "ts" else 12  # ts does not declare how long the last one is shown
-    assert [read_number(frame.image) for frame in frames] == list(range(count))
+    assert read_numbers(frames) == list(range(count))
     assert [frame.shown_from for frame in frames] == pytest.approx([10 * i for i in range(count)])
     assert video.damage is None
 
@@ -159,7 +142,7 @@ def test_frames_of_formats_without_display_times(
     times = {"time_base": period, "rate": 25, "gop": 12}
     path = write(tmp_path / f"a.{suffix}", evenly(48, period=period), 1, **options, **times)
     frames, video = sampled(path, 25, num_threads=num_threads)
-    assert [read_number(frame.image) for frame in frames] == list(range(1, 49))
+    assert read_numbers(frames) == list(range(1, 49))
     assert [frame.shown_from for frame in frames] == pytest.approx([i / 25 for i in range(48)])
     assert video.info.start == 0
     assert video.duration == pytest.approx(48 / 25)
@@ -231,7 +214,7 @@ def test_packed_b_frames_are_all_shown_in_order(tmp_path, suffix, b_frames, num_
     assert sum(content.count(VOP) for content, _ in chunks) > len(packets)
     path = write_packets(tmp_path / f"packed.{suffix}", chunks)
     frames, video = sampled(path, 10, num_threads=num_threads)
-    assert [read_number(frame.image) for frame in frames] == list(range(1, 49))
+    assert read_numbers(frames) == list(range(1, 49))
     assert [frame.shown_from for frame in frames] == pytest.approx([i / 10 for i in range(48)])
     assert video.damage is None
 
@@ -270,7 +253,7 @@ def test_the_first_frame_that_can_be_shown_is_at_time_0(tmp_path):
         second = [packet for packet in file.demux(video=0) if packet.is_keyframe][1].pos
     path.write_bytes(content[: 188 * 3] + content[second:])
     frames, video = sampled(path, 10)
-    numbers = [read_number(frame.image) for frame in frames]
+    numbers = read_numbers(frames)
     assert numbers == list(range(numbers[0], 41))
     assert numbers[0] > 10
     assert frames[0].shown_from == 0

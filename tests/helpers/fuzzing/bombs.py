@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from helpers.fuzzing.worker import peak_memory
-from helpers.videos import write_video
+from helpers.videos import evenly, write_video
 
 import tmapdiff
 from tmapdiff.corpus import _read_table
@@ -223,10 +223,9 @@ def _write_video(
     folder: Path, format: str, codec: str, pix_fmt: str, place: bytes, size: bytes
 ) -> None:
     images = [np.zeros((48, 64, 3), np.uint8)] * 3
-    times = [Fraction(tick, 25) for tick in range(4)]
-    content = io.BytesIO()
-    options = {"format": format, "codec": codec, "pix_fmt": pix_fmt, "time_base": Fraction(1, 25)}
-    write_video(content, times, images=images, **options)
+    content, beat = io.BytesIO(), Fraction(1, 25)
+    options = {"format": format, "codec": codec, "pix_fmt": pix_fmt, "time_base": beat}
+    write_video(content, evenly(3, period=beat), images=images, **options)
     larger = re.compile(place, re.DOTALL)
     changed, count = larger.subn(lambda found: found[1] + 2 * size, content.getvalue())
     assert count

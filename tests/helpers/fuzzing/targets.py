@@ -29,7 +29,7 @@ from helpers.fuzzing.mutations import mutate
 from helpers.migration import EXPERIMENT
 from helpers.pipelines import WORDS, make_localizer, make_pipe
 from helpers.text_encoders import save_two_towers, tiny_text_encoder
-from helpers.videos import write_video
+from helpers.videos import evenly, write_video
 from torch import Tensor
 
 import tmapdiff
@@ -461,7 +461,7 @@ def _video_seeds(folder: Path) -> list[Files]:
         image[:, 3 * i : 3 * i + 8] = 255 - image[:, 3 * i : 3 * i + 8]
         images.append(image)
     beat = Fraction(1, 25)
-    times = [index * beat for index in range(_NUM_FRAMES + 1)]
+    times = evenly(_NUM_FRAMES, period=beat)
     fields = {"images": images, "time_base": beat, "rate": 25, "gop": 12}
     return [
         {"video": _saved(write_video, times, format=format, codec=codec, pix_fmt=pix_fmt, **fields)}
