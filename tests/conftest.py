@@ -20,16 +20,21 @@ if not torch.cuda.is_available():
 # Float32 is what is compared: on a GPU, torch's convolutions would be in TF32.
 torch.backends.cudnn.allow_tf32 = False
 
+TESTS = Path(__file__).parent
 watch_slow_means()
 pytest.register_assert_rewrite("helpers.contracts", "helpers.assertions")
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _no_network() -> Iterator[None]:
+def _environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     guard_network()
-    # What processes of the tests do is up to them; at least they do not ask the hub.
     with pytest.MonkeyPatch.context() as patch:
+        # What processes of the tests do is up to them; at least they do not ask the hub.
         patch.setenv("HF_HUB_OFFLINE", "1")
+        # They import this library and the helpers from wherever they run.
+        places = [TESTS, TESTS.parent, os.environ.get("PYTHONPATH", "")]
+        patch.setenv("PYTHONPATH", os.pathsep.join(map(str, places)))
+        patch.setenv("TMAPDIFF_CACHE_DIR", str(tmp_path_factory.mktemp("choices")))
         yield
     unguard_network()
 
@@ -77,10 +82,3 @@ def _seed() -> None:
     # The CPU's generator alone where nothing else is used: all of them take 0.5 ms.
     seed = torch.manual_seed if torch.cuda.is_available() else torch.default_generator.manual_seed
     seed(0)
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _choices_of_the_tests_alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TMAPDIFF_CACHE_DIR", str(tmp_path_factory.mktemp("choices")))
-        yield

@@ -48,15 +48,11 @@ def folder(tmp_path_factory):
 
 
 def run(command, folder):
-    environment = {
-        **os.environ,
-        "PATH": f"{folder / '.venv' / 'bin'}:{os.environ['PATH']}",
-        "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}",
-    }
+    path = f"{folder / '.venv' / 'bin'}:{os.environ['PATH']}"
     return start_program(
         ["bash", "-euo", "pipefail", "-c", command],
         cwd=folder,
-        env=environment,
+        env={**os.environ, "PATH": path},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

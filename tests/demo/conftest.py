@@ -17,12 +17,12 @@ from urllib.parse import urlparse
 
 import pytest
 import torch
+from helpers.processes import free_port
 from helpers.videos import write_video
 
 from tmapdiff import PRESETS, FrameEncoder, MomentLocalizationPipeline, Vocabulary
 from tmapdiff.data import SyntheticVideos
 
-ROOT = Path(__file__).parents[2]
 CLIPS = 16  # of the pipeline
 MAX_MEGABYTES = 1
 
@@ -94,12 +94,6 @@ class Server:
             return error.code
 
 
-def _free_port():
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
-
-
 @pytest.fixture(scope="module")
 def server(pipeline, films, tmp_path_factory):
     for package in ("gradio", "typer"):
@@ -112,7 +106,7 @@ def server(pipeline, films, tmp_path_factory):
     scratch.mkdir()
     shutil.copy(films["good"], picks / "shapes.mp4")
     (picks / "notes.txt").write_text("nobody's business")
-    port = _free_port()
+    port = free_port()
     command = [sys.executable, "-m", "tmapdiff", "demo", "--model", str(folder / "pipeline"),
                "--video-dir", str(picks), "--port", str(port),
                "--max-megabytes", str(MAX_MEGABYTES), "--device", "cpu", "--json"]  # fmt: skip
@@ -122,7 +116,6 @@ def server(pipeline, films, tmp_path_factory):
     environment = {
         **os.environ,
         "TMPDIR": str(scratch),
-        "PYTHONPATH": str(ROOT),
         **dict.fromkeys(("http_proxy", "https_proxy", "all_proxy"), proxy),
         "no_proxy": "127.0.0.1,localhost",
     }

@@ -12,7 +12,7 @@ import urllib.request
 import pytest
 import torch
 from helpers.pipelines import make_localizer, make_pictures, make_pipe, write_video
-from helpers.processes import SECONDS, start_program
+from helpers.processes import SECONDS, free_port, start_program
 
 from tmapdiff import FrameEncoder, Vocabulary
 
@@ -41,9 +41,7 @@ def test_answers_to_many_threads_are_the_pipelines(pipe, tmp_path, monkeypatch):
     pipe.save_pretrained(tmp_path / "pipeline")
     monkeypatch.setenv("PIPELINE", str(tmp_path / "pipeline"))
     monkeypatch.setenv("VIDEOS", str(tmp_path / "videos"))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "uvicorn", "serve:app", "--port", str(port)]
     running = start_program(command, cwd=tmp_path)
     wait_for(port, running)

@@ -1,29 +1,19 @@
 """Small files that declare more than a machine has are refused before the memory is taken."""
 
 import json
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from helpers.fuzzing.bombs import BOMBS, LIMIT
 
-TESTS = Path(__file__).parents[1]
 KINDS = ("SizeLimitError", "ConfigError", "CheckpointError", "ArgumentError")
 
 
 @pytest.mark.process
 def test_bombs_take_no_memory():
-    path = os.pathsep.join([str(TESTS), str(TESTS.parent), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        [sys.executable, "-m", "helpers.fuzzing.bombs"],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        cwd=TESTS,
-        env={**os.environ, "PYTHONPATH": path},
-    )
+    command = [sys.executable, "-m", "helpers.fuzzing.bombs"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     outcomes = [json.loads(line) for line in done.stdout.splitlines()]
     assert [name for name, *_ in outcomes] == list(BOMBS)

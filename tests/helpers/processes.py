@@ -6,7 +6,6 @@ Also functions in several processes that find each other, as `torchrun` lets the
 import contextlib
 import functools
 import multiprocessing
-import multiprocessing.forkserver
 import os
 import signal
 import socket
@@ -34,15 +33,10 @@ _CONTEXT.set_forkserver_preload(
 # What waits for a process waits so long: other programs may keep the machine busy.
 SECONDS = 120
 _STARTED: list[Any] = []
-_FOLDERS = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1])]
 
 
 def start_process(function: Callable[..., None], *arguments: Any) -> Any:
     """Start a process that calls a function, and has imported what is needed already."""
-    # Not before Python 3.13 does the server know where to look for what it is to import.
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.pathsep.join([*_FOLDERS, os.environ.get("PYTHONPATH", "")]))
-        multiprocessing.forkserver.ensure_running()
     process = _CONTEXT.Process(target=function, args=arguments)
     process.start()
     _STARTED.append(process)
@@ -104,6 +98,11 @@ def start_program(command: Sequence[str | Path], **options: Any) -> "subprocess.
     return process
 
 
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
 def end_started() -> None:
     """End all that was started and still runs, as of a test that failed."""
     while _STARTED:
@@ -121,10 +120,7 @@ def start_processes(
 ) -> list[Any]:
     """Start a function in several processes that find each other; each has a log."""
     logs.mkdir(parents=True, exist_ok=True)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    running = []
+    port, running = free_port(), []
     for rank in range(count):
         variables = {"ACCELERATE_USE_CPU": "true"}
         if count > 1:

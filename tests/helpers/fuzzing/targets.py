@@ -567,8 +567,7 @@ def _corpus_seeds(folder: Path) -> list[Files]:
     lines = folder / "lines"
     lines.mkdir()
     for table, content in tables.items():
-        rows = "".join(json.dumps(row) + "\n" for row in content.to_pylist())
-        (lines / f"{table}.jsonl").write_text(rows)
+        write_lines(lines / f"{table}.jsonl", content.to_pylist())
     return [*seeds, _files(folder / "plain"), _files(lines)]
 
 
