@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from helpers.assertions import refuses
 from helpers.network import NetworkError, guard_network, watched_network
-from helpers.pipelines import make_localizer, make_pipe
+from helpers.pipelines import make_frame_encoder, make_localizer, make_pipe
 from helpers.text_encoders import save_two_towers, tiny_text_encoder
 from helpers.tiers import mostly_exhaustive
 
@@ -120,10 +120,6 @@ def make_with_scheduler() -> MomentLocalizer:
 def make_with_text_encoder() -> MomentLocalizationPipeline:
     localizer = make_localizer(encoder={"text_channels": 16, "vocabulary_size": None})
     return make_pipe(localizer, vocabulary=None, text_encoder=tiny_text_encoder(["a"]))
-
-
-def make_frame_encoder() -> FrameEncoder:
-    return FrameEncoder("test_resnet", pretrained=False)
 
 
 def make_image_tower() -> TransformersFrameEncoder:

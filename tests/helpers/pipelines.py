@@ -11,7 +11,13 @@ from helpers import videos
 from helpers.assertions import assert_close
 from helpers.fields import GRID
 
-from tmapdiff import MS2DTAN, MomentLocalizationPipeline, MomentLocalizer, Vocabulary
+from tmapdiff import (
+    MS2DTAN,
+    FrameEncoder,
+    MomentLocalizationPipeline,
+    MomentLocalizer,
+    Vocabulary,
+)
 from tmapdiff.video import VideoFeatures
 
 WORDS = ["a", "person", "opens", "the", "door"]
@@ -40,6 +46,11 @@ def make_localizer(kind=MomentLocalizer, seed=0, **fields):
     for one in model.parameters():  # what starts at zero must count, too
         torch.nn.init.normal_(one, std=0.3)
     return model.eval()
+
+
+def make_frame_encoder(seed=0, **options):
+    torch.manual_seed(seed)
+    return FrameEncoder("test_resnet", **{"pretrained": False, **options})
 
 
 def make_pipe(localizer=None, **parts):

@@ -20,6 +20,7 @@ from helpers.pipelines import (
     assert_alike,
     index_with,
     make_features,
+    make_frame_encoder,
     make_localizer,
     make_pictures,
     make_pipe,
@@ -31,7 +32,6 @@ from helpers.videos import write_video as write_mkv
 
 from tmapdiff import (
     MS2DTAN,
-    FrameEncoder,
     LocalizedMoment,
     MapScheduler,
     MomentLocalizationPipeline,
@@ -52,8 +52,7 @@ from tmapdiff.errors import (
 
 @pytest.fixture(scope="module")
 def frame_encoder():
-    torch.manual_seed(0)
-    return FrameEncoder("test_resnet", pretrained=False)
+    return make_frame_encoder()
 
 
 @pytest.fixture(scope="module")
@@ -333,14 +332,16 @@ class TestVideos:
         with refuses(ArgumentError, "expected the frame_rate of the frames, got none."):
             pipe(pictures, "the door")
 
-    def test_a_file_is_encoded_once_while_it_stays(self, pipe, frame_encoder, tmp_path):
+    def test_a_file_is_encoded_once_while_it_stays(
+        self, pipe, frame_encoder, tmp_path, monkeypatch
+    ):
         calls = []
         handle = frame_encoder.register_forward_hook(lambda *_: calls.append(1))
         try:
             path = write_video(tmp_path / "one.mp4", make_pictures(4))
             first = pipe(path, QUERIES, generator=seeds(3))
             assert calls == [1]
-            os.chdir(tmp_path)
+            monkeypatch.chdir(tmp_path)
             assert_alike(pipe("one.mp4", QUERIES, generator=seeds(3)), first)
             pipe(["one.mp4", path, str(path)], QUERIES)
             assert calls == [1]

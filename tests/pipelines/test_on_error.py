@@ -13,6 +13,7 @@ from helpers.pipelines import (
     answer_of,
     assert_alike,
     make_features,
+    make_frame_encoder,
     make_pipe,
     seeds,
 )
@@ -52,9 +53,7 @@ BAD = {
 
 @pytest.fixture(scope="module")
 def pipe():
-    from tmapdiff import FrameEncoder
-
-    return make_pipe(frame_encoder=FrameEncoder("test_resnet", pretrained=False))
+    return make_pipe(frame_encoder=make_frame_encoder())
 
 
 @pytest.mark.parametrize("name", BAD)

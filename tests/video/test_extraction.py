@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.assertions import assert_close, refuses
+from helpers.pipelines import make_frame_encoder
 from helpers.processes import forks
 from helpers.videos import evenly, number_image, sampled, write_video
 
@@ -29,14 +30,9 @@ from tmapdiff.video.extraction import VIDEO_SUFFIXES
 pytest.importorskip("av")
 
 
-def make_encoder(seed=0):
-    torch.manual_seed(seed)
-    return FrameEncoder("test_resnet", pretrained=False)
-
-
 @pytest.fixture(scope="module")
 def encoder():
-    return make_encoder()
+    return make_frame_encoder()
 
 
 def make_video(path, seconds=3, start=0):
@@ -110,7 +106,7 @@ def test_a_folder_of_videos(tmp_path, folder, encoder, num_workers):
 
 @forks
 def test_a_folder_of_videos_with_workers(tmp_path, folder):
-    test_a_folder_of_videos(tmp_path, folder, make_encoder(), num_workers=2)
+    test_a_folder_of_videos(tmp_path, folder, make_frame_encoder(), num_workers=2)
 
 
 # Suffix, FFmpeg's format, codec, pixel format, time base.
@@ -226,7 +222,7 @@ def test_a_second_run_does_what_is_left(tmp_path, folder, encoder):
 
 
 def test_an_interrupted_run_resumes(tmp_path):
-    folder, out, encoder = tmp_path / "videos", tmp_path / "features.h5", make_encoder()
+    folder, out, encoder = tmp_path / "videos", tmp_path / "features.h5", make_frame_encoder()
     folder.mkdir()
     for index in range(3):
         make_video(folder / f"{index}.mp4", 1, start=10 * index)
@@ -284,7 +280,7 @@ def test_models_and_rates_are_not_mixed(tmp_path, encoder):
     with refuses(FeatureError, "to have fps = 3.0, got 2.0. Write the new features to another"):
         extract_features([tmp_path / "a.mp4"], encoder, out, fps=3)
     with refuses(FeatureError, "to have model_sha256 = "):
-        extract_features([tmp_path / "a.mp4"], make_encoder(1), out, fps=2)
+        extract_features([tmp_path / "a.mp4"], make_frame_encoder(1), out, fps=2)
     torch.manual_seed(0)
     other = FrameEncoder("test_vit", pretrained=False)
     with refuses(FeatureError, "to have model = 'timm test_vit, random weights', got"):
@@ -377,7 +373,7 @@ def test_features_that_are_not_finite_are_not_written(tmp_path, value):
     folder.mkdir()
     for name in ("bright", "plain"):
         make_video(folder / f"{name}.mp4", 1)
-    encoder = make_encoder()
+    encoder = make_frame_encoder()
     calls = []
 
     def overflow(module, frames, features):

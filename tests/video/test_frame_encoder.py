@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.assertions import assert_close, refuses
+from helpers.pipelines import make_frame_encoder
 from helpers.videos import make_images
 
 from tmapdiff import FrameEncoder
@@ -16,8 +17,7 @@ Image = pytest.importorskip("PIL.Image")
 
 @pytest.fixture(scope="module")
 def encoder():
-    torch.manual_seed(0)
-    return FrameEncoder("test_resnet", pretrained=False)
+    return make_frame_encoder()
 
 
 def test_features_are_those_of_timm(encoder):
@@ -49,11 +49,7 @@ def test_images_of_any_size(encoder):
 
 @pytest.mark.parametrize(
     ("name", "keep_head", "width"),
-    [
-        ("test_vit", False, 64),
-        ("test_vit", True, 1000),
-        ("resnet18", True, 1000),
-    ],
+    [("test_vit", False, 64), ("test_vit", True, 1000), ("resnet18", True, 1000)],
 )
 def test_widths(name, keep_head, width):
     encoder = FrameEncoder(name, pretrained=False, keep_head=keep_head)
@@ -64,8 +60,7 @@ def test_widths(name, keep_head, width):
 
 @pytest.mark.parametrize(("precision", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.half)])
 def test_half_precision(encoder, precision, dtype):
-    torch.manual_seed(0)
-    half = FrameEncoder("test_resnet", pretrained=False, mixed_precision=precision)
+    half = make_frame_encoder(mixed_precision=precision)
     seen = []
     half.model.layer1[0].conv1.register_forward_hook(lambda m, i, out: seen.append(out.dtype))
     images = make_images(2)
@@ -88,13 +83,12 @@ def test_it_is_frozen(encoder):
 
 
 def test_fingerprint_tells_weights_apart():
-    def make(seed, **options):
-        torch.manual_seed(seed)
-        return FrameEncoder("test_resnet", pretrained=False, **options).fingerprint
+    def digest(**options):
+        return make_frame_encoder(**options).fingerprint
 
-    assert make(0) == make(0)
-    others = [make(1), make(0, keep_head=True), make(0, mixed_precision="bf16")]
-    assert len({make(0), *others}) == 4
+    assert digest() == digest()
+    others = [digest(seed=1), digest(keep_head=True), digest(mixed_precision="bf16")]
+    assert len({digest(), *others}) == 4
 
 
 def test_preprocessing_can_be_sent_to_workers(encoder):
@@ -157,9 +151,8 @@ def test_refusals(encoder):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_on_a_gpu(encoder):
-    torch.manual_seed(0)
     images = make_images(3)
-    features = FrameEncoder("test_resnet", pretrained=False, device="cuda").encode(images)
+    features = make_frame_encoder(device="cuda").encode(images)
     assert features.device.type == "cpu"
     assert (features - encoder.encode(images)).abs().max() < 1e-2 * features.abs().max()
 

@@ -27,7 +27,7 @@ from helpers.crash_run import make_trainer
 from helpers.datasets import query_line, write_charades, write_lines
 from helpers.fuzzing.mutations import mutate
 from helpers.migration import EXPERIMENT
-from helpers.pipelines import WORDS, make_localizer, make_pipe
+from helpers.pipelines import WORDS, make_frame_encoder, make_localizer, make_pipe
 from helpers.text_encoders import save_two_towers, tiny_text_encoder
 from helpers.videos import evenly, write_video
 from torch import Tensor
@@ -330,9 +330,7 @@ def _config(folder: Path) -> bytes:
 
 
 def _pipeline_seeds(folder: Path) -> list[Files]:
-    torch.manual_seed(0)
-    encoder = tmapdiff.FrameEncoder("test_resnet", pretrained=False)
-    make_pipe(frame_encoder=encoder).save_pretrained(folder)
+    make_pipe(frame_encoder=make_frame_encoder()).save_pretrained(folder)
     return [_files(folder)]
 
 
