@@ -9,7 +9,7 @@ spin_briefly()
 
 import pytest
 import torch
-from helpers.network import guard_network, unguard_network
+from helpers.network import guard_network
 from helpers.processes import end_started
 from helpers.tiers import fail_if_unmarked, slow_means, watch_slow_means
 
@@ -36,7 +36,6 @@ def _environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv("PYTHONPATH", os.pathsep.join(map(str, places)))
         patch.setenv("TMAPDIFF_CACHE_DIR", str(tmp_path_factory.mktemp("choices")))
         yield
-    unguard_network()
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:

@@ -142,42 +142,6 @@ def test_what_diffusion_is_worth(charades, tmp_path, capsys, monkeypatch):
     assert line.split("|")[-2].strip().startswith(f"{sum(gains) / 2:+.1f} ")
 
 
-@pytest.mark.train
-def test_a_stopped_run_goes_on(charades, tmp_path, monkeypatch):
-    row = tables.Row("diffusion")
-    terms = tables.Terms(
-        tmp_path / "results",
-        tmp_path / "scratch",
-        data=charades,
-        epochs=2,
-        steps=(1,),
-        device="cpu",
-    )
-    whole = tables.run(row, 0, replace(terms, results=tmp_path / "whole"))
-    save = tables.Trainer.save_checkpoint
-
-    def stop_after_one(self):
-        save(self)
-        if self.progress.epoch == 1:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(tables.Trainer, "save_checkpoint", stop_after_one)
-    with pytest.raises(KeyboardInterrupt):
-        tables.run(row, 0, terms)
-    assert not terms.result(row, 0).exists()
-    monkeypatch.setattr(tables.Trainer, "save_checkpoint", save)
-    assert tables.run(row, 0, terms)["metrics"] == whole["metrics"]
-
-
-@pytest.mark.train
-def test_didemo_needs_no_files(tmp_path, capsys):
-    arguments = options(tmp_path, "--table", "2", "--seeds", "1", "--limit", "8")
-    assert tables.main(arguments) == 0
-    printed = capsys.readouterr().out
-    assert "| Rank@1 | Rank@5 | mIoU | Rank1@0.5 |" in printed
-    assert "6 clips, 6 durations, 1 scales" in printed
-
-
 def test_a_failed_run_stops_no_other(charades, tmp_path, capsys, monkeypatch):
     good = tables.TABLES["1"][0]
     monkeypatch.setitem(tables.TABLES, "1", [tables.Row("x", objective="cosine"), good])

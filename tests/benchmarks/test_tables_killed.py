@@ -1,5 +1,6 @@
 """Runs of benchmarks/tables.py that are killed: they go on, and their results are the same."""
 
+import json
 import os
 import signal
 import subprocess
@@ -24,14 +25,11 @@ class Command:
 
     def __init__(self, folder: Path) -> None:
         self.results, self.scratch = folder / "results", folder / "scratch"
-        line = "--table 2 --seeds 1 --epochs 2 --steps 1 --limit 12 --jobs 2 --device cpu"
-        places = ["--results", str(self.results), "--scratch", str(self.scratch)]
-        self.process = start_program(
-            [sys.executable, str(ROOT / "benchmarks" / "tables.py"), *line.split(), *places],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+        options = "--table 2 --seeds 1 --epochs 2 --steps 1 --limit 12 --jobs 2 --device cpu"
+        command = [sys.executable, ROOT / "benchmarks" / "tables.py", *options.split()]
+        command += ["--results", self.results, "--scratch", self.scratch]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        self.process = start_program(command, **pipes)
 
     def end(self) -> str:
         """Wait for it; give what it printed."""
@@ -64,7 +62,8 @@ def has_checkpoint(folder: Path) -> bool:
 
 
 def test_the_whole_command_goes_on_after_kills(tmp_path):
-    _, table = Command(tmp_path / "whole").end().split("### Table 2")
+    whole = tmp_path / "whole" / "results"
+    _, table = Command(whole.parent).end().split("### Table 2")
     for attempt in range(5):
         parts = tmp_path / f"parts-{attempt}"
         first = Command(parts)
@@ -77,6 +76,11 @@ def test_the_whole_command_goes_on_after_kills(tmp_path):
     assert within.items() < between.items()
     printed, resumed = Command(parts).end().split("### Table 2")
     assert resumed == table
+    assert "| Rank@1 | Rank@5 | mIoU | Rank1@0.5 |" in table
+    assert "6 clips, 6 durations, 1 scales" in table
+    for path in (parts / "results").iterdir():
+        found, expected = json.loads(path.read_text()), json.loads((whole / path.name).read_text())
+        assert found["metrics"] == expected["metrics"]
     # What was complete was not made again.
     assert printed.count(" seed 0: ") == 4 - len(between)
     for name, content in between.items():

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import functools
 import ipaddress
 import socket
 import sys
@@ -9,8 +10,6 @@ from collections.abc import Iterator
 from typing import Any
 
 _LOCAL_NAMES = {"localhost", "", None, socket.gethostname(), socket.getfqdn()}
-_guarding = False
-_installed = False
 _wishes: list[str] | None = None
 
 
@@ -21,21 +20,12 @@ class NetworkError(OSError):
     """
 
 
+@functools.cache  # hooks add up
 def guard_network() -> None:
     """From now on in this process, let no connection leave the machine."""
-    global _guarding, _installed
     with contextlib.suppress(OSError):  # where it has no address but loopback
         _LOCAL_NAMES.update(socket.gethostbyname_ex(socket.gethostname())[2])
-    _guarding = True
-    if not _installed:  # hooks cannot be removed
-        sys.addaudithook(_look)
-        _installed = True
-
-
-def unguard_network() -> None:
-    """Allow connections again."""
-    global _guarding
-    _guarding = False
+    sys.addaudithook(_look)
 
 
 @contextlib.contextmanager
@@ -51,8 +41,6 @@ def watched_network() -> Iterator[list[str]]:
 
 
 def _look(event: str, arguments: tuple[Any, ...]) -> None:
-    if not _guarding or not event.startswith("socket."):
-        return
     if event in ("socket.connect", "socket.sendto", "socket.sendmsg"):
         address = arguments[1]
         host = address[0] if isinstance(address, tuple) else None  # a path of a Unix socket

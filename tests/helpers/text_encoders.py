@@ -29,12 +29,8 @@ def tiny_text_encoder(
         ),
         "siglip": (transformers.SiglipTextConfig, transformers.SiglipTextModel, {}),
     }[kind]
-    config = config_of(
-        **{"vocab_size": len(known), "hidden_size": channels, "intermediate_size": channels},
-        **{"num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 12},
-        **{"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2},
-        **fields,
-    )
+    sizes = {**_SIZES, "hidden_size": channels, "intermediate_size": channels}
+    config = config_of(vocab_size=len(known), **sizes, **_TEXT, **fields)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return TransformersTextEncoder(model_of(config), tokenizer)
@@ -48,10 +44,8 @@ def save_two_towers(folder: Path, words: Iterable[str], kind: str = "clip") -> A
     import transformers
 
     known = [*_SPECIAL, *words]
-    sizes = {"hidden_size": 16, "intermediate_size": 24}
-    sizes |= {"num_hidden_layers": 1, "num_attention_heads": 2}
-    text = {**sizes, "vocab_size": len(known), "max_position_embeddings": 12}
-    text |= {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    sizes = {**_SIZES, "hidden_size": 16, "intermediate_size": 24}
+    text = {**sizes, **_TEXT, "vocab_size": len(known)}
     image = {**sizes, "image_size": 32, "patch_size": 8}
     name, fields = {
         "clip": ("CLIP", {"projection_dim": 8}),
@@ -77,6 +71,8 @@ def save_two_towers(folder: Path, words: Iterable[str], kind: str = "clip") -> A
     return whole
 
 
+_SIZES = {"num_hidden_layers": 1, "num_attention_heads": 2}
+_TEXT = {"max_position_embeddings": 12, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 _SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")
 
 
