@@ -6,10 +6,12 @@ import re
 from functools import partialmethod
 from pathlib import Path
 
+import h5py
+import numpy as np
 import pytest
 from accelerate.state import AcceleratorState
 from helpers.assertions import refuses
-from helpers.datasets import write_charades, write_didemo
+from helpers.datasets import write_charades
 
 from tmapdiff import MomentLocalizationPipeline
 from tmapdiff.cli import main as tmapdiff
@@ -29,6 +31,26 @@ def example(request):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def write_didemo(folder: Path) -> Path:
+    """DiDeMo with average_fc7.h5; every other video ends after five of its six segments."""
+    folder.mkdir(exist_ok=True)
+    random = np.random.default_rng(0)
+    with h5py.File(folder / "average_fc7.h5", "w") as file:
+        for split in ("train", "test"):
+            records = []
+            for number in range(4):
+                segments = 6 - number % 2
+                features = random.standard_normal((6, 10))
+                features[segments:] = 0
+                video = f"{number}@N01_{split}.mov"
+                file[video] = features
+                times = [[1, 1], [1, 1], [0, 1], [segments - 1, segments - 1]]
+                about = {"annotation_id": number, "video": video, "description": "a dog runs."}
+                records.append({**about, "times": times, "num_segments": segments})
+            (folder / f"{split}_data.json").write_text(json.dumps(records))
+    return folder
 
 
 def test_they_are_short():

@@ -92,33 +92,6 @@ def write_charades(
     return folder
 
 
-def write_didemo(folder: Path) -> Path:
-    """DiDeMo with average_fc7.h5; every other video ends after five of its six segments."""
-    folder.mkdir(exist_ok=True)
-    random = np.random.default_rng(0)
-    with h5py.File(folder / "average_fc7.h5", "w") as file:
-        for split in ("train", "test"):
-            records = []
-            for number in range(4):
-                segments = 6 - number % 2
-                features = random.standard_normal((6, 10))
-                features[segments:] = 0
-                video = f"{number}@N01_{split}.mov"
-                file[video] = features
-                times = [[1, 1], [1, 1], [0, 1], [segments - 1, segments - 1]]
-                records.append(
-                    {
-                        "annotation_id": number,
-                        "video": video,
-                        "description": "a dog runs.",
-                        "times": times,
-                        "num_segments": segments,
-                    }
-                )
-            (folder / f"{split}_data.json").write_text(json.dumps(records))
-    return folder
-
-
 def contents(folder: Path) -> dict[str, bytes]:
     """Read all files of a folder, by their place in it."""
     files = (path for path in folder.rglob("*") if path.is_file())

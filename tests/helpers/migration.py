@@ -1,14 +1,9 @@
 """Small files as users of MS-2D-TAN, lighthouse and VSLNet have them."""
 
 import copy
-import csv
-import json
 from pathlib import Path
 
-import h5py
-import numpy as np
 import torch
-from helpers.datasets import query_line, write_lines, write_store
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -104,85 +99,3 @@ def write_checkpoint(path: Path, tensors: dict[str, Tensor]) -> None:
     prefix = "weights."
     weights = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
     torch.save(weights, path, _use_new_zipfile_serialization=False)
-
-
-# What docs/migration.md reads
-
-QUERIES = ("person opens a door.", "a person sits down.", "person turns a light on.", "they eat.")
-DURATIONS = {"AAAAA": 30.0, "BBBBB": 24.5}
-MOMENTS = ((2.0, 9.5), (12.0, 20.5))
-
-
-def make_files_of_others(folder: Path) -> None:
-    """Make MS-2D-TAN/, lighthouse/, VSLNet/ and glove.6B.300d.txt, each as its users have it."""
-    random = np.random.default_rng(0)
-    tensors = recording("ms2dtan-conv")
-    width, word_width = tensors["features"].shape[2], tensors["words"].shape[2]
-    words = sorted({word for query in QUERIES for word in query.rstrip(".").split()})
-    vectors = random.standard_normal((len(words), word_width)).round(3)
-    (folder / "glove.6B.300d.txt").write_text(
-        "".join(f"{w} {' '.join(map(str, v))}\n" for w, v in zip(words, vectors, strict=True))
-    )
-    rows = [
-        (video, start, end, query)
-        for video, (start, end) in zip(DURATIONS, MOMENTS, strict=True)
-        for query in QUERIES
-    ]
-    text = "".join(f"{video} {start} {end}##{query}\n" for video, start, end, query in rows)
-
-    root = folder / "MS-2D-TAN"
-    data = root / "data" / "Charades-STA"
-    for place in (data, root / "experiments" / "charades", root / "release_checkpoints"):
-        place.mkdir(parents=True)
-    experiment = changed(
-        {
-            "TRAIN.MAX_EPOCH": 1,
-            "TRAIN.BATCH_SIZE": 4,
-            "MODEL.CHECKPOINT": "release_checkpoints/epoch0039-0.5664-0.8825.pkl",
-            "MODEL.CLIP_MODULE.PARAMS.INPUT_SIZE": width,
-            "MODEL.FUSION_MODULE.PARAMS.TXT_INPUT_SIZE": word_width,
-            "DATASET.VIS_INPUT_TYPE": "charades_i3d_rgb_25fps",
-        }
-    )
-    # JSON is yaml.
-    name = "MS-2D-TAN-G-I3D.yaml"
-    (root / "experiments" / "charades" / name).write_text(json.dumps(experiment, indent=2))
-    write_checkpoint(root / experiment["MODEL"]["CHECKPOINT"], tensors)
-    with h5py.File(data / "charades_i3d_rgb_25fps.hdf5", "w") as file:
-        for video, duration in DURATIONS.items():
-            file[video] = random.standard_normal((round(duration / 0.64), width))
-    for split in ("train", "test"):
-        (data / f"charades_sta_{split}.txt").write_text(text)
-        with (data / f"Charades_v1_{split}.csv").open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(["id", "actions", "length"])
-            writer.writerows([video, "", duration] for video, duration in DURATIONS.items())
-
-    root = folder / "lighthouse"
-    place = root / "data" / "charades"
-    place.mkdir(parents=True)
-    lines = [
-        query_line(qid, video, [[start, end]], query, DURATIONS[video])
-        for qid, (video, start, end, query) in enumerate(rows, start=12404)
-    ]
-    write_lines(place / "charades_test_release.jsonl", lines)
-    (root / "features" / "charades").mkdir(parents=True)
-    for name, channels in (("clip", 4), ("slowfast", 6)):
-        # One is a feature longer, as it happens.
-        counts = {video: int(one) + (name == "clip") for video, one in DURATIONS.items()}
-        arrays = {v: random.standard_normal((n, channels)) for v, n in counts.items()}
-        halves = {video: array.astype(np.float16) for video, array in arrays.items()}
-        write_store(root / "features" / "charades" / name, "npz", halves)
-
-    root = folder / "VSLNet" / "data"
-    place = root / "dataset" / "charades"
-    place.mkdir(parents=True)
-    lengths = {video: {"duration": duration} for video, duration in DURATIONS.items()}
-    (place / "charades.json").write_text(json.dumps(lengths))
-    for split in ("train", "test"):
-        (place / f"charades_sta_{split}.txt").write_text(text)
-    (root / "features" / "charades").mkdir(parents=True)
-    counts = {video: int(2 * duration) for video, duration in DURATIONS.items()}
-    arrays = {v: random.standard_normal((n, 8)).astype(np.float32) for v, n in counts.items()}
-    place = write_store(root / "features" / "charades" / "new", "npy", arrays)
-    (place / "feature_shapes.json").write_text(json.dumps(counts))
