@@ -24,7 +24,10 @@ class Gathered:
     def on_cpu(self) -> Self:
         """Return a copy of the metrics, with the queries so far, on the CPU."""
         copied = copy(self)
-        copied._rows = [tuple(map(_on_cpu, batch)) for batch in self._rows]
+        copied._rows = [
+            tuple(one.cpu() if isinstance(one, Tensor) else one for one in batch)
+            for batch in self._rows
+        ]
         return copied
 
     @classmethod
@@ -39,7 +42,3 @@ class Gathered:
             raise ArgumentError(f"{type(self).__name__}: expected at least one query, got none.")
         columns = zip(*self.on_cpu()._rows, strict=True)
         return [torch.cat(column) for column in columns]
-
-
-def _on_cpu(value: Any) -> Any:
-    return value.cpu() if isinstance(value, Tensor) else value

@@ -8,7 +8,7 @@ from tmapdiff._core.numbers import parse_integer
 from tmapdiff.errors import ArgumentError, SizeLimitError
 
 LIMIT_VARIABLE = "TMAPDIFF_MAX_ITEM_BYTES"
-DEFAULT_MAX_ITEM_BYTES = 512 * 2**20
+LIMIT_HINT = f"Set the environment variable {LIMIT_VARIABLE} to raise the limit."
 # Bytes of memory per byte of a file: for JSON, where `[],` becomes a list of about 70 bytes, and
 # for a text that is cut into pieces.
 JSON_GROWTH = 24
@@ -23,7 +23,7 @@ def max_item_bytes() -> int:
     """
     stated = os.environ.get(LIMIT_VARIABLE)
     if not stated:
-        return DEFAULT_MAX_ITEM_BYTES
+        return 512 * 2**20
     number = parse_integer(stated)
     if number is None or number < 1:
         expected = f"{LIMIT_VARIABLE} to be an integer >= 1"
@@ -36,12 +36,7 @@ def check_item_bytes(who: str, what: str, declared: int) -> None:
     most = max_item_bytes()
     if declared > most:
         expected = f"{what} of at most {most:,} bytes"
-        raise SizeLimitError(message(who, expected, f"{declared:,}", limit_hint()))
-
-
-def limit_hint() -> str:
-    """Return a hint on how to raise the limit."""
-    return f"Set the environment variable {LIMIT_VARIABLE} to raise the limit."
+        raise SizeLimitError(message(who, expected, f"{declared:,}", LIMIT_HINT))
 
 
 def read_at_most(who: str, file: BinaryIO, growth: int) -> bytes:

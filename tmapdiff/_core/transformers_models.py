@@ -15,12 +15,8 @@ from tmapdiff.errors import CheckpointError
 
 def load_model(who: str, name: str, classes: Mapping[str, str]) -> Any:
     """Load a model with the class that `classes` has for its type. Defaults to `AutoModel`."""
-    transformers = require("transformers", extra="text", purpose=who)
     place = f"{who}: cannot load {name}"
-    with foreign_errors(CheckpointError, place), _quietly(transformers, name):
-        options = _loading(name)
-        if os.path.isdir(name):
-            _check_texts(Path(name))
+    with _loading(who, place, name) as (transformers, options):
         stated, _ = transformers.PretrainedConfig.get_config_dict(name, **options)
         _check_attention(place, stated)
         config = transformers.AutoConfig.from_pretrained(name, **options)
@@ -38,29 +34,30 @@ def load_model(who: str, name: str, classes: Mapping[str, str]) -> Any:
 
 def load_beside(who: str, name: str, what: str, kind: str) -> Any:
     """Load a companion of a model: `what`, such as its tokenizer, by `kind`, its AutoClass."""
-    transformers = require("transformers", extra="text", purpose=who)
     place = f"{who}: cannot load the {what} of {name}"
-    with foreign_errors(CheckpointError, place), _quietly(transformers, name):
-        if os.path.isdir(name):
-            _check_texts(Path(name))
-        return getattr(transformers, kind).from_pretrained(name, **_loading(name))
-
-
-def _loading(name: str) -> dict[str, bool]:
-    # A folder must not run code (transformers would ask at the terminal) or refer to the hub.
-    return {"trust_remote_code": False, "local_files_only": os.path.isdir(name)}
+    with _loading(who, place, name) as (transformers, options):
+        return getattr(transformers, kind).from_pretrained(name, **options)
 
 
 @contextmanager
-def _quietly(transformers: Any, name: str) -> Iterator[None]:
-    """Silence warnings about the other tower's weights, and progress bars of local files."""
-    log = transformers.utils.logging
+def _loading(who: str, place: str, name: str) -> Iterator[tuple[Any, dict[str, bool]]]:
+    """Yield transformers, and options of its loaders, which are quiet in the block.
+
+    Silent are warnings about the other tower's weights, and progress bars of local files.
+    """
+    transformers = require("transformers", extra="text", purpose=who)
+    log, is_local = transformers.utils.logging, os.path.isdir(name)
     verbosity, bars = log.get_verbosity(), log.is_progress_bar_enabled()
     log.set_verbosity_error()
-    if os.path.isdir(name) or not sys.stderr.isatty():
+    if is_local or not sys.stderr.isatty():
         log.disable_progress_bar()
     try:
-        yield
+        with foreign_errors(CheckpointError, place):
+            if is_local:
+                _check_texts(Path(name))
+            # A folder must not run code (transformers would ask at the terminal) or refer to the
+            # hub.
+            yield transformers, {"trust_remote_code": False, "local_files_only": is_local}
     finally:
         log.set_verbosity(verbosity)
         if bars:

@@ -8,7 +8,7 @@ from einops import rearrange
 from torch import Tensor
 
 from tmapdiff._core.checks import check_int, check_length, check_range, check_shape, message
-from tmapdiff._core.limits import limit_hint, max_item_bytes
+from tmapdiff._core.limits import LIMIT_HINT, max_item_bytes
 from tmapdiff.errors import ArgumentError, ConfigError
 from tmapdiff.maps.overlap import temporal_iou
 
@@ -74,7 +74,7 @@ class MapGrid:
             raise ConfigError(message("MapGrid", expected, self.num_anchors, hint))
         if self.num_cells * _BYTES_PER_CELL > max_item_bytes():
             expected = f"at most {max_item_bytes() // _BYTES_PER_CELL:,} cells"
-            raise ConfigError(message("MapGrid", expected, f"{self.num_cells:,}", limit_hint()))
+            raise ConfigError(message("MapGrid", expected, f"{self.num_cells:,}", LIMIT_HINT))
 
     def resized(self, num_clips: int) -> "MapGrid":
         """Return a grid with the same durations and scales over `num_clips` clips."""

@@ -102,8 +102,7 @@ class MergedMaps(Sequence[Any]):
         """Compute the probability that each clip lies in the answer, for each query.
 
         Shape:
-            - each: (N,), in [0, 1]; (steps, N) for several maps per query; (0,) if it could not be
-              answered
+            - each: (N,); (steps, N) for several maps per query; (0,) if it could not be answered
         """
         found = [torch.empty(0) if one is None else one.saliency() for one in self.packed]
         return [one.numpy() for one in found] if self._as_numpy else found

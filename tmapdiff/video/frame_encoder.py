@@ -234,7 +234,7 @@ class FrameEncoder(nn.Module):
 
     @torch.no_grad()
     def forward(self, frames: Tensor) -> Tensor:
-        """Encode preprocessed frames; see the class."""
+        """Encode preprocessed `frames`; see the class."""
         channels, height, width = self.preprocess.input_size
         check_shape(type(self).__name__, "frames", frames, f"B {channels} {height} {width}")
         if not len(frames):

@@ -39,7 +39,7 @@ _SAVED = "tmapdiff"  # field of the model's configuration with our settings
 
 
 class TransformersFrameEncoder(FrameEncoder):
-    """Computes one unit vector per image, in the space of the model's sentence embeddings.
+    """A `FrameEncoder` that returns unit vectors in the space of the model's sentence embeddings.
 
     Uses the image tower of CLIP, SigLIP, or another model of transformers with
     `get_image_features`. `TransformersTextEncoder` of the same model embeds sentences.
@@ -51,10 +51,6 @@ class TransformersFrameEncoder(FrameEncoder):
         mixed_precision: Precision of autocast. Defaults to the saved one or `no`. Features are
             always float32.
         device: Where to compute.
-
-    Shape:
-        - frames: (B, 3, height, width), as returned by `preprocess`
-        - returns: (B, feature_dim) float32, on the device of the frames
 
     Raises:
         MissingDependencyError: If transformers is not installed.
