@@ -275,15 +275,11 @@ class TestAnswers:
         pipe, video = make_pipe(localizer), make_features(30)
         found = pipe(video, QUERIES, generator=seeds(3))
         assert_alike(found, pipe(video, QUERIES, num_inference_steps=1, num_samples=1))
-        name = type(localizer).__name__
-        text = f"expected a generative model for num_samples, got {name}."
-        with refuses(ArgumentError, text):
-            pipe(video, QUERIES, num_samples=3)
-        with refuses(ArgumentError, "expected a generative model for callback_on_step_end, got"):
-            pipe(video, QUERIES, callback_on_step_end=print)
-        text = f"expected a generative model for return_steps, got {name}."
-        with refuses(ArgumentError, text):
-            pipe(video, QUERIES, return_steps=True)
+        of_samples = {"num_samples": 3, "callback_on_step_end": print, "return_steps": True}
+        for option, value in of_samples.items():
+            text = f"expected a generative model for {option}, got {type(localizer).__name__}."
+            with refuses(ArgumentError, text):
+                pipe(video, QUERIES, **{option: value})
 
     def test_a_model_in_training_answers_as_in_evaluation_and_goes_on_training(self):
         localizer = make_localizer(encoder={"dropout": 0.5})
@@ -422,9 +418,13 @@ class TestArguments:
             with refuses(kind, text):
                 make_pipe()(make_features(30), "the door", **options)
 
-    def test_parts_that_do_not_fit(self):
-        few = Vocabulary(WORDS[:3])
+    def test_parts_that_do_not_fit(self, frame_encoder):
+        few, frames = Vocabulary(WORDS[:3]), {"frame_encoder": frame_encoder}
+        narrow = {"localizer": make_localizer(encoder={"clip_channels": 9})}
+        expected = "expected a frame_encoder with 9 numbers per frame, got 96 from timm test_resnet"
         for parts, text in (
+            (frames | {"fps": None}, "expected fps with a frame_encoder, got none."),
+            (frames | narrow, expected),
             ({"vocabulary": None}, "expected a vocabulary with the model's 7 words, and"),
             ({"vocabulary": few}, "for sentences, got Vocabulary with 5 words."),
             ({"fps": 0}, "expected fps in (0, 1000], got 0."),
@@ -432,14 +432,6 @@ class TestArguments:
         ):
             with refuses(TmapdiffError, text):
                 make_pipe(**parts)
-
-    def test_frame_encoders_that_do_not_fit(self, frame_encoder):
-        with refuses(ConfigError, "expected fps with a frame_encoder, got none."):
-            make_pipe(frame_encoder=frame_encoder, fps=None)
-        localizer = make_localizer(encoder={"clip_channels": 9})
-        text = "expected a frame_encoder with 9 numbers per frame, got 96 from timm test_resnet"
-        with refuses(ConfigError, text):
-            make_pipe(localizer, frame_encoder=frame_encoder)
 
 
 @pytest.fixture(scope="module")

@@ -92,28 +92,31 @@ def test_preprocessing_can_be_sent_to_workers(folders):
 
 
 def test_what_is_no_two_tower_model(folders, tmp_path, monkeypatch):
-    who = "TransformersFrameEncoder"
-    processor = transformers.CLIPImageProcessor()
-    with refuses(ArgumentError, f"{who}: expected an image_processor for the model, got none."):
-        TransformersFrameEncoder(folders["clip"][1])
+    folder, whole = folders["clip"]
     sizes = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2}
     vit = transformers.ViTModel(transformers.ViTConfig(num_hidden_layers=1, **sizes))
-    with refuses(ConfigError, f"{who}: expected a model that embeds images and texts in one space"):
-        TransformersFrameEncoder(vit, processor)
-    many_sizes = transformers.CLIPImageProcessor(do_center_crop=False)
-    with refuses(ConfigError, "expected an image processor with a fixed output size, got (3,"):
-        TransformersFrameEncoder(folders["clip"][1], many_sizes)
-    with refuses(CheckpointError, f"{who}: cannot encode with CLIPModel: "):  # 224 instead of 32
-        TransformersFrameEncoder(folders["clip"][1], processor)
-    with refuses(ConfigError, "expected mixed_precision to be one of no, fp16, bf16, got 'int8'."):
-        TransformersFrameEncoder(folders["clip"][0], mixed_precision="int8")
+    large = transformers.CLIPImageProcessor()  # 224 instead of 32
+    many = transformers.CLIPImageProcessor(do_center_crop=False)
     tiny_text_encoder(WORDS).save_pretrained(tmp_path)
-    with refuses(CheckpointError, f"{who}: cannot load the image processor of {tmp_path}: "):
-        TransformersFrameEncoder(tmp_path)
+    name = "openai/clip-vit-base-patch32"
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
-    with refuses(CheckpointError, f"{who}: cannot load openai/clip-vit-base-patch32: "):
-        TransformersFrameEncoder("openai/clip-vit-base-patch32")
+    for kind, given, text in (
+        (ArgumentError, (whole,), "expected an image_processor for the model, got none."),
+        (ConfigError, (vit, large), "expected a model that embeds images and texts in one space"),
+        (
+            ConfigError,
+            (whole, many),
+            "expected an image processor with a fixed output size, got (3,",
+        ),
+        (CheckpointError, (whole, large), "cannot encode with CLIPModel: "),
+        (CheckpointError, (tmp_path,), f"cannot load the image processor of {tmp_path}: "),
+        (CheckpointError, (name,), f"cannot load {name}: "),
+    ):
+        with refuses(kind, f"TransformersFrameEncoder: {text}"):
+            TransformersFrameEncoder(*given)
+    with refuses(ConfigError, "expected mixed_precision to be one of no, fp16, bf16, got 'int8'."):
+        TransformersFrameEncoder(folder, mixed_precision="int8")
 
 
 def test_a_folder_brings_no_code_and_no_large_images(tmp_path):
