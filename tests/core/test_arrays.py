@@ -57,11 +57,6 @@ class TestNpy:
         with refuses(FileError, "cannot read"):
             load_npy(path)
 
-    def test_pickles_are_not_opened(self, tmp_path):
-        np.save(tmp_path / "A.npy", np.array([{}], dtype=object), allow_pickle=True)
-        with refuses(FeatureError, "expected an array of numbers, got pickled objects."):
-            load_npy(tmp_path / "A.npy")
-
     def test_columns_with_other_names(self, tmp_path):
         array = np.zeros(2, [("\N{GREEK SMALL LETTER ALPHA}", "f4")])
         with pytest.warns(UserWarning, match="format 3"):

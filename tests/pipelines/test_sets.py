@@ -3,7 +3,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from helpers.assertions import refuses
 from helpers.pipelines import (
     CHANNELS,
     FPS,
@@ -15,7 +14,6 @@ from helpers.pipelines import (
 )
 
 from tmapdiff import MS2DTAN, IoUMapBuilder
-from tmapdiff.errors import ArgumentError, ConfigError
 from tmapdiff.video import VideoFeatures
 
 VIDEO = make_features(32)
@@ -91,13 +89,6 @@ def test_sets_do_not_depend_on_the_batch():
     assert together.presence == pytest.approx(apart.presence)
     for mine, other in zip(together.moments, apart.moments, strict=True):
         assert [(one.start, one.end) for one in mine] == [(one.start, one.end) for one in other]
-
-
-def test_what_sets_have_no_use_for_is_refused():
-    with refuses(ArgumentError, "no ranking with answer 'set'"):
-        make_pipe()(VIDEO, QUERIES, answer="set", ranking="nms")
-    with refuses(ConfigError, "answer"):
-        make_pipe()(VIDEO, QUERIES, answer="some")
 
 
 @pytest.mark.parametrize("generative", [True, False])
