@@ -26,6 +26,7 @@ from tmapdiff._core.checks import (
 from tmapdiff._core.declared_weights import check_declared_weights
 from tmapdiff._core.digests import add_tensors
 from tmapdiff._core.files import written_beside
+from tmapdiff.data._reading import json_or_none
 from tmapdiff.errors import ArgumentError, CheckpointError, ConfigError, FileError
 
 Precision = Literal["no", "fp16", "bf16"]
@@ -171,7 +172,7 @@ class FrameEncoder(nn.Module):
 
         place = f"{cls.__name__}: cannot load {folder}"
         try:
-            config = json.loads((Path(folder) / _CONFIG).read_bytes())
+            config = json_or_none(Path(folder) / _CONFIG)
             if not isinstance(config, dict) or config.get("format") != _FORMAT:
                 raise CheckpointError(f"{place}: {_CONFIG} is not of the format {_FORMAT!r}.")
             # JSON turns tuples into lists, which would change the fingerprint.

@@ -14,7 +14,7 @@ from typing_extensions import Self
 from tmapdiff._core.checks import foreign_errors, message, require
 from tmapdiff._core.files import SECONDS_OF_ORPHANS, is_hidden, naming_file, sync, written_beside
 from tmapdiff.data._hdf5 import find_member, in_place, read_attributes
-from tmapdiff.data._reading import reading
+from tmapdiff.data._reading import json_or_none
 from tmapdiff.data._video_ids import (
     check_video_id,
     file_name,
@@ -153,7 +153,11 @@ class FeatureStoreWriter:
             self._read_store()
         shared, parts = self.parts / "attributes.json", self._parts()
         if parts and shared.exists():
-            check_same(self.path, _read_attributes(shared), self.attributes)
+            found = json_or_none(shared)
+            if not isinstance(found, dict):
+                hint = f"Remove the folder {self.parts} with its features."
+                raise FileError(message(str(shared), "attributes as JSON", "damaged ones", hint))
+            check_same(self.path, found, self.attributes)
         else:
             with written_beside(shared) as new:
                 new.write_text(json.dumps(self.attributes))
@@ -215,12 +219,3 @@ def _read_part(path: Path) -> tuple[str, np.ndarray, dict[str, Any]]:
     with path.open("rb") as file, np.load(file, allow_pickle=False) as part:
         attributes = dict(json.loads(part["attributes"].item()))
         return video_id_of(path.name, PART), part["features"], attributes
-
-
-def _read_attributes(path: Path) -> dict[str, Any]:
-    try:
-        with reading(path):
-            return dict(json.loads(path.read_bytes()))
-    except (ValueError, TypeError, RecursionError) as error:
-        hint = f"Remove the folder {path.parent} with its features."
-        raise FileError(message(str(path), "attributes as JSON", "damaged ones", hint)) from error
