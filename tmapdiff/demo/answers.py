@@ -102,7 +102,7 @@ def _best_of_each(
         maps,
         repeated(seconds),
         grid=packed.grid,
-        num_clips=None if packed.num_clips is None else repeated(packed.num_clips),
+        num_clips=repeated(packed.num_clips),
         top_n=1,
         held=held,
     )

@@ -57,11 +57,10 @@ class Batch:
     ) -> None:
         self.localizer, self.clips, self.sentences = localizer, clips, words
         self.device = device = localizer.device
-        self.counts: list[int | None] = [None] * len(clips)
+        self.counts = [video.num_clips or video.grid.num_clips for video in clips]
         self.num_clips: Tensor | None = None
         if any(video.num_clips is not None for video in clips):
-            counts = [video.num_clips or video.grid.num_clips for video in clips]
-            self.counts, self.num_clips = [*counts], torch.tensor(counts, device=device)
+            self.num_clips = torch.tensor(self.counts, device=device)
         self.grid = max((video.grid for video in clips), key=lambda grid: grid.num_clips)
         self.different = {id(video): video for video in clips}
         places = {key: place for place, key in enumerate(self.different)}

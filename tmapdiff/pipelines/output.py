@@ -40,34 +40,33 @@ class LocalizedMoment:
 class PackedMaps:
     """Maps of one query, (cells,) or (steps, cells).
 
-    The video has `num_clips` clips, or with None all of the grid. `target` is the function of the
-    IoU whose expectation the maps predict.
+    The video has `num_clips` clips. `target` is the function of the IoU whose expectation the maps
+    predict.
     """
 
     grid: MapGrid
     maps: Tensor
-    num_clips: int | None
+    num_clips: int
     target: Callable[[Tensor], Tensor]
 
     def merge(self) -> Tensor:
         """Compute the dense map, (N, N) or (steps, N, N), NaN where there is no candidate."""
-        rows, clips, end = self._rows()
+        rows, clips = self._rows()
         dense, _ = MultiScaleMapSampler(self.grid).merge(self.grid.unpack(rows), clips)
         # -inf: candidates outside all windows of a long video.
-        dense = dense.masked_fill(dense == -torch.inf, torch.nan)[:, :end, :end]
+        dense = dense.masked_fill(dense == -torch.inf, torch.nan)
+        dense = dense[:, : self.num_clips, : self.num_clips]
         return dense if self.maps.dim() == 2 else dense[0]
 
     def saliency(self) -> Tensor:
         """Compute the probability that each clip lies in the answer, (N,) or (steps, N)."""
-        rows, clips, end = self._rows()
-        found = map_saliency(rows, self.grid, clips, target=self.target)[:, :end]
+        rows, clips = self._rows()
+        found = map_saliency(rows, self.grid, clips, target=self.target)[:, : self.num_clips]
         return found if self.maps.dim() == 2 else found[0]
 
-    def _rows(self) -> tuple[Tensor, Tensor | None, int]:
+    def _rows(self) -> tuple[Tensor, Tensor]:
         rows = self.maps.reshape(-1, self.maps.shape[-1])
-        if self.num_clips is None:
-            return rows, None, self.grid.num_clips
-        return rows, torch.full((len(rows),), self.num_clips), self.num_clips
+        return rows, torch.full((len(rows),), self.num_clips)
 
 
 class MergedMaps(Sequence[Any]):
