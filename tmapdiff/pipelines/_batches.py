@@ -150,12 +150,10 @@ class Answer:
     error: TmapdiffError | None = None
 
 
-def answers_of(
-    found: Localization, spread: Tensor | None, batch: Batch, drawn: Drawn
-) -> Iterator[Answer]:
+def answers_of(found: Localization, batch: Batch, drawn: Drawn) -> Iterator[Answer]:
     seconds = [video.clip_seconds for video in batch.clips]
     durations = [video.duration for video in batch.clips]
-    listed = list_moments(found.ranked, seconds, durations, spread)
+    listed = list_moments(found.ranked, seconds, durations, spread_of(found, drawn.samples))
     maps, target = found.maps.float().cpu(), batch.localizer.objective.target
     presence = found.ranked.presence
     shares = [math.nan] * len(batch) if presence is None else presence.tolist()

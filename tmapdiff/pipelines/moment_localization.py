@@ -49,7 +49,7 @@ from tmapdiff.models import (
 )
 from tmapdiff.models._base import check_safe
 from tmapdiff.models.map_localizer import Generators, check_generators
-from tmapdiff.pipelines._batches import Answer, Batch, Clips, Drawn, answers_of, spread_of
+from tmapdiff.pipelines._batches import Answer, Batch, Clips, Drawn, answers_of
 from tmapdiff.pipelines._saving import (
     PARTS,
     PIPELINE_FILES,
@@ -760,7 +760,7 @@ class MomentLocalizationPipeline(DiffusionPipeline):
             presence=presence,
             **reading,
         )
-        return answers_of(found, spread_of(found, drawn.samples), batch, drawn)
+        return answers_of(found, batch, drawn)
 
     def _presence(self, batch: Batch, drawn: Drawn) -> Tensor | None:
         maps = drawn.samples.mean(dim=1)
