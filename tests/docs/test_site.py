@@ -37,4 +37,4 @@ def test_site_builds_without_a_warning(tmp_path):
     assert "https://arxiv.org/abs/2012.02646" in grid
     assert "Shape:" not in grid.split("<details")[0]
     overrides = (tmp_path / "api/models/localizer.html").read_text()
-    assert 'id="tmapdiff.models.localizer.MomentLocalizer.loss"' in overrides
+    assert 'id="tmapdiff.models.localizer.MomentLocalizer.predict_maps"' in overrides
