@@ -11,6 +11,7 @@ import tempfile
 import textwrap
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 from helpers.assertions import refuses
 from helpers.network import NetworkError, guard_network, watched_network
@@ -160,6 +161,8 @@ def online(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("time.sleep", lambda seconds: None)  # before it asks again
+    # Before version 1, the hub's library keeps sessions which stay offline.
+    getattr(huggingface_hub.utils, "reset_sessions", lambda: None)()
 
 
 def places_in(value: object, place: tuple = ()) -> list[tuple]:

@@ -1,4 +1,5 @@
 import copy
+import inspect
 import json
 import logging
 import os
@@ -80,6 +81,10 @@ def test_casting_warns_of_nothing(model, tmp_path, warnings_of_diffusers, cast):
     assert warnings_of_diffusers == []
 
 
+@pytest.mark.skipif(
+    "kept in float32" not in inspect.getsource(sys.modules[ModelMixin.__module__]),
+    reason="diffusers does not warn yet",
+)
 def test_parts_to_keep_in_float32_are_still_warned_of(model, warnings_of_diffusers, monkeypatch):
     monkeypatch.setattr(MapDiffusionDecoder, "_keep_in_fp32_modules", ["head"])
     copy.deepcopy(model).to(torch.bfloat16)

@@ -19,10 +19,13 @@ def load_model(who: str, name: str, classes: Mapping[str, str]) -> Any:
     with _loading(who, place, name) as (transformers, options):
         stated, _ = transformers.PretrainedConfig.get_config_dict(name, **options)
         _check_attention(place, stated)
-        config = transformers.AutoConfig.from_pretrained(name, **options)
-        model_class = getattr(transformers, classes.get(config.model_type, "AutoModel"))
+        # Not from AutoConfig, which before transformers 5 does not know SigLIP's text tower.
+        model_class = getattr(transformers, classes.get(stated.get("model_type"), "AutoModel"))
         if os.path.isdir(name):
-            check_declared_weights(place, Path(name), lambda: _build(model_class, name, config))
+            configurations = getattr(model_class, "config_class", transformers.AutoConfig)
+            config = configurations.from_pretrained(name, **options)
+            build = getattr(model_class, "from_config", model_class)  # as `from_pretrained` does
+            check_declared_weights(place, Path(name), lambda: build(config))
         model, info = model_class.from_pretrained(name, output_loading_info=True, **options)
     # Pooler heads may be untrained, but are not used.
     missing = [key for key in sorted(info["missing_keys"]) if "pooler" not in key]
@@ -80,13 +83,6 @@ def _check_texts(folder: Path) -> None:
     for path in folder.iterdir():
         if path.suffix in (".json", ".txt", ".model"):
             check_item_bytes(str(path), "a text", path.stat().st_size * TEXT_GROWTH)
-
-
-def _build(model_class: Any, name: str, config: Any) -> Any:
-    """Build a model as `from_pretrained` does, without weights."""
-    if hasattr(model_class, "from_config"):
-        return model_class.from_config(config)
-    return model_class(model_class.config_class.from_pretrained(name, local_files_only=True))
 
 
 # Only implementations within transformers; it may download flash attention from the hub.
