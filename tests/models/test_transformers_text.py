@@ -46,6 +46,38 @@ def test_each_sentence_is_as_if_alone(kind):
     assert encoder.sentence_channels == (8 if kind == "clip" else 16)
 
 
+@pytest.mark.parametrize("kind", ["FNet", "Funnel", "ConvBert"])
+def test_each_sentence_is_as_if_alone_where_models_read_the_padding(kind):
+    sizes = {"vocab_size": 10, "hidden_size": 16, "intermediate_size": 16, "embedding_size": 16}
+    sizes |= {"d_model": 16, "n_head": 2, "d_head": 8, "d_inner": 16, "block_sizes": [1, 1]}
+    sizes |= {"num_attention_heads": 2} | ({} if kind == "Funnel" else {"num_hidden_layers": 1})
+    torch.manual_seed(0)
+    model = getattr(transformers, f"{kind}Model")(getattr(transformers, f"{kind}Config")(**sizes))
+    features = TransformersTextEncoder(model, make_encoder().tokenizer)(SENTENCES)
+    for index, sentence in enumerate(SENTENCES):
+        with torch.no_grad():
+            alone = model(ids_of(sentence)).last_hidden_state[0]
+        assert_close(features.sentences[index], alone.mean(0))
+        assert_close(features.tokens[index, : len(alone)], alone)
+
+
+@pytest.mark.parametrize(("kind", "length"), [("Roberta", 10), ("MPNet", 10), ("Bert", 12)])
+def test_sentences_are_as_long_as_the_model_has_positions_for(kind, length):
+    # RoBERTa and its kin number them from the one after that of padding.
+    sizes = {"vocab_size": 10, "hidden_size": 16, "intermediate_size": 16, "pad_token_id": 1}
+    sizes |= {"num_attention_heads": 2, "num_hidden_layers": 1, "max_position_embeddings": 12}
+    model = getattr(transformers, f"{kind}Model")(getattr(transformers, f"{kind}Config")(**sizes))
+    encoder = TransformersTextEncoder(model, make_encoder().tokenizer)
+    with pytest.warns(UserWarning, match=f"at most {length} tokens, got 1 longer ones"):
+        assert encoder(["door " * 50]).num_tokens.tolist() == [length]
+
+
+def test_xlnet_has_no_longest_sentence():
+    config = transformers.XLNetConfig(vocab_size=10, d_model=16, n_layer=1, n_head=2, d_inner=16)
+    encoder = TransformersTextEncoder(transformers.XLNetModel(config), make_encoder().tokenizer)
+    assert encoder(["door " * 50]).num_tokens.tolist() == [52]
+
+
 def test_siglip_reads_the_padding_that_it_learned_with():
     encoder = make_encoder("siglip")
     features = encoder(SENTENCES)

@@ -67,7 +67,7 @@ class TransformersTextEncoder(nn.Module):
         model: Folder, name on the hub, or a transformers model.
         tokenizer: Folder, name or tokenizer. Defaults to the one of `model`.
         device: Device to compute on.
-        batch_size: Sentences per batch.
+        batch_size: Sentences per batch; 1 for models that read the padding, such as FNet.
 
     Shape:
         - sentences: B strings; the end of one that is longer than `max_tokens` is cut off, with a
@@ -133,13 +133,16 @@ class TransformersTextEncoder(nn.Module):
         self._cached_with = weights_version(self.model)
         # A damaged model or an unsuitable tokenizer can raise any error here.
         with foreign_errors(CheckpointError, f"{who}: cannot encode with {name}"):
-            positions = getattr(config, "max_position_embeddings", None) or _MAX_TOKENS
-            self.max_tokens = min(positions, tokenizer.model_max_length, _MAX_TOKENS)
+            self.max_tokens = min(_positions(model, config), tokenizer.model_max_length)
             largest = max(tokenizer.get_vocab().values(), default=0)
             if largest >= config.vocab_size:
                 expected = f"a tokenizer with the model's {config.vocab_size} tokens"
                 raise CheckpointError(message(who, expected, f"one with token {largest}"))
             vector, tokens = self._encode(["a"])[0]
+            # Some models read the padding, such as ConvBERT and FNet.
+            padded = self._encode(["a", "a a a"])[0][0]
+            rounding = max(_ROUNDING, 4 * torch.finfo(self.dtype).eps) * vector.abs().max()
+            self._batches = bool(((vector - padded).abs() <= rounding).all())
             self.sentence_channels: int = vector.shape[0]
             self.token_channels: int = tokens.shape[1]
 
@@ -194,8 +197,9 @@ class TransformersTextEncoder(nn.Module):
                 self._cache, self._cached_with = {}, weights
             known = {one: self._cache[one] for one in sentences if one in self._cache}
         new = [one for one in dict.fromkeys(sentences) if one not in known]
-        for start in range(0, len(new), self.batch_size):
-            batch = new[start : start + self.batch_size]
+        size = self.batch_size if self._batches else 1
+        for start in range(0, len(new), size):
+            batch = new[start : start + size]
             known.update(zip(batch, self._encode(batch), strict=True))
         with _LOCK:
             for sentence, features in known.items():
@@ -261,6 +265,17 @@ class TransformersTextEncoder(nn.Module):
         return tokens
 
 
+def _positions(model: nn.Module, config: Any) -> int:
+    """Return the longest sentence that a model has positions for, in tokens."""
+    positions = getattr(config, "max_position_embeddings", None) or _MAX_TOKENS
+    for name, part in model.named_modules():
+        # RoBERTa and its kin count from the position after that of padding.
+        padding = getattr(part, "padding_idx", None)
+        if name.endswith("position_embeddings") and padding is not None:
+            positions -= padding + 1
+    return min(positions, _MAX_TOKENS) if positions > 0 else _MAX_TOKENS  # XLNet's is -1
+
+
 def _other_vectors(who: str, name: str) -> list[str]:
     """Return what sentence-transformers does for sentence vectors, beside a mean over tokens."""
     hub = require("transformers.utils", extra="text", purpose=who)
@@ -293,4 +308,5 @@ _TEXT_MODELS = {
     "mt5": "MT5EncoderModel",
     "umt5": "UMT5EncoderModel",
 }
+_ROUNDING = 5e-4  # relative to a vector's largest number, by which it may depend on its batch
 _MAX_TOKENS = 65_536  # where neither model nor tokenizer has a limit
