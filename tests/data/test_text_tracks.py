@@ -68,7 +68,7 @@ def read(tmp_path, name, content, newline="\n"):
     return [(cue.start, cue.end, cue.text) for cue in load_text_track(path)]
 
 
-@pytest.mark.parametrize("newline", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("newline", ["\n", "\r\n", "\r", "\r\r\n"])
 def test_texts_and_times_without_the_rest(tmp_path, newline):
     assert read(tmp_path, "talk.srt", SRT, newline) == [
         (1.0, 2.5, "Good evening, all."),

@@ -141,7 +141,7 @@ def _seconds(hours: str | None, minutes: str, seconds: str, fraction: str | None
     return whole + int((fraction or "0").ljust(3, "0")) / 1000
 
 
-_NEW_LINE = re.compile(r"\r\n|\n|\r")
+_NEW_LINE = re.compile(r"\r?\r?\n|\r")  # Windows makes \r\r\n of \r\n that is written as text
 _TIME = r"(?:([0-9]{1,6}):)?([0-9]{1,2}):([0-9]{2})(?:[.,]([0-9]{1,3}))?"
 # Settings, or a place on the screen, may follow the times.
 _TIMES = re.compile(rf"\s*{_TIME}\s*-->\s*{_TIME}(?!\S)")
