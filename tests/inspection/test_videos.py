@@ -31,21 +31,23 @@ def test_damaged_videos_and_other_files_of_a_folder_are_found(tmp_path):
 
 def test_two_files_of_one_id_are_found(tmp_path):
     write_video(tmp_path / "a.mp4", range(3))
-    write_video(tmp_path / "a.mkv", range(3))
-    assert kinds(inspect(tmp_path)) == {"duplicates": ("a",)}
+    write_video(tmp_path / "a.mkv", range(5))
+    found = inspect(tmp_path)
+    assert kinds(found) == {"duplicates": ("a",)}
+    assert found.facts[tmp_path.name]["duration"] == "2 to 4 s, median 3 s"
 
 
 def test_against_annotations(tmp_path):
     (tmp_path / "videos").mkdir()
     for name in ("a", "unasked"):
         write_video(tmp_path / "videos" / f"{name}.mp4", range(11))
-    asked = (("x", "a", [[0, 11]]), ("y", "a", [[9, 12]]), ("z", "lost", [[0, 3]]))
+    asked = (("x", "a", [[0, 11]]), ("y", "a", [[9, 12], [3, 14]]), ("z", "lost", [[0, 3]]))
     lines = (query_line(*one, duration=60.0) for one in asked)
     path = write_lines(tmp_path / "queries.jsonl", lines)
     wanted = {
         "missing video": ("lost",),
         "video without annotations": ("unasked",),
-        "moments past the end": ("y (12 s of 10 s)",),
+        "moments past the end": ("y (14 s of 10 s)",),
         "durations that differ": ("a (60 s of 10 s)",),
     }
     assert kinds(inspect(tmp_path / "videos", path)) == wanted

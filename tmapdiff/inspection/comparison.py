@@ -76,14 +76,14 @@ def _annotations_and_videos(
     times = {time for one in items for time in (one.duration, *chain(*one.moments))}
     in_segments = times <= set(range(0, 31, 5))
     tolerance = 5 if in_segments else _TOLERANCE
-    late = {
-        f"{item.qid} ({end:.4g} s of {durations[item.video_id]:.4g} s)": None
+    late = [
+        f"{item.qid} ({end:.4g} s of {durations[item.video_id]:.4g} s)"
         for item in items
-        for _, end in item.moments
-        if item.video_id in durations and end > durations[item.video_id] + tolerance
-    }
+        if item.moments and item.video_id in durations
+        if (end := max(end for _, end in item.moments)) > durations[item.video_id] + tolerance
+    ]
     what = "moments of {n} queries end after the video, qids"
-    yield from about("moments past the end", what, list(late))
+    yield from about("moments past the end", what, late)
     stated = {(one.video_id, one.duration) for one in items if one.video_id in durations}
     wrong = [
         f"{video} ({duration:.4g} s of {durations[video]:.4g} s)"

@@ -14,17 +14,19 @@ def inspect_videos(path: Path, on_item: OnItem) -> tuple[Inspection, dict[str, f
     """Inspect a video, or all videos in a folder; return their durations too."""
     files, skipped = find_videos(path) if path.is_dir() else ([path], {})
     durations: dict[str, float] = {}
-    infos: dict[str, VideoInfo] = {}
+    lasting: list[float] = []  # of all files, as several may have one id
+    shown: list[VideoInfo] = []
     findings: list[Finding] = []
     for file in files:
         on_item()
         try:
             check_video_id(str(file), file.stem)
             with open_video(file) as video:
-                infos[file.stem] = video.info
+                shown.append(video.info)
                 for _ in video.sample(fps=1):
                     pass
                 durations[file.stem] = video.duration or 0.0
+                lasting.append(durations[file.stem])
                 if video.damage:
                     findings.append(Finding("damaged video", f"{file.name}: {video.damage}"))
         except TmapdiffError as error:
@@ -32,10 +34,9 @@ def inspect_videos(path: Path, on_item: OnItem) -> tuple[Inspection, dict[str, f
     stems = [file.stem for file in files]
     twice = sorted({stem for stem in stems if stems.count(stem) > 1})
     findings += about("duplicates", "{n} ids belong to several files", twice)
-    shown = list(infos.values())
     facts: dict[str, Any] = {
         "videos": len(files),
-        "duration": spread(list(durations.values()), " s"),
+        "duration": spread(lasting, " s"),
         "frames per second": spread([one.frame_rate for one in shown if one.frame_rate]),
         "size": _counted([f"{one.width} x {one.height}" for one in shown]),
         "rotation": _counted([f"{one.rotation}" for one in shown]),
