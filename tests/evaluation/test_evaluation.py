@@ -372,6 +372,20 @@ def test_a_prior_knows_no_longer_videos(dataset):
     prior = fit_moment_prior(grid, long_videos(dataset, False))
     with refuses(ShapeError, "expected videos of at most 8 clips", "only defined for videos of"):
         evaluate_prior(grid, prior, long_videos(dataset))
+    with refuses(ShapeError, "fit_moment_prior: expected videos of at most 8 clips"):
+        fit_moment_prior(grid, long_videos(dataset))
+
+
+@pytest.mark.parametrize("clips", [4, 16])
+def test_a_grid_of_other_clips_than_those_of_the_videos_is_refused(dataset, clips):
+    grid = MapGrid(clips, 2, 1)
+    prior = torch.rand(grid.num_cells)
+    with refuses(ShapeError, f"fit_moment_prior: expected videos of {clips} clips, got 8"):
+        fit_moment_prior(grid, dataset)
+    with refuses(ShapeError, f"evaluate_prior: expected videos of {clips} clips, got 8"):
+        evaluate_prior(grid, prior, dataset)
+    with refuses(ShapeError, f"evaluate_oracle: expected videos of {clips} clips, got 8"):
+        evaluate_oracle(grid, dataset)
 
 
 def test_a_prior_does_not_depend_on_the_features_of_a_clip(dataset):

@@ -173,12 +173,15 @@ def fit_moment_prior(grid: MapGrid, dataset: Dataset[Any], *, threshold: float =
         - returns: (cells,), in [0, 1]
 
     Raises:
+        ShapeError: If a video is longer than the grid, or clips that divide videos equally are not
+            as many as the grid's.
         ArgumentError: If no query has a moment, or the data set has random negatives
             (`with_negatives`).
     """
     build = IoUMapBuilder(grid)
     hits, count = torch.zeros(grid.num_cells, dtype=torch.float64), 0
     for batch in batches("fit_moment_prior", dataset, _BATCH_SIZE, windows=True):
+        _check_fits("fit_moment_prior", grid, batch)
         iou = build.packed(batch.moments, batch.clip_seconds, batch.num_moments)
         if batch.num_clips is not None:
             iou = iou.masked_fill(~grid.packed_mask(num_clips=batch.num_clips), 0)
@@ -207,21 +210,32 @@ def evaluate_prior(
         - prior: (cells,)
 
     Raises:
-        ShapeError: If the prior does not have the grid's shape, or a video is longer than the grid.
+        ShapeError: If the prior does not have the grid's shape, a video is longer than the grid,
+            or clips that divide videos equally are not as many as the grid's.
         ArgumentError: If the data set is empty, or does not suit the protocol.
         ConfigError: If the protocol is unknown.
     """
     grid.unpack(prior[None])  # checks its shape
 
     def answer(batch: MomentBatch) -> tuple[MapGrid, Tensor]:
-        # Count clips, not rows of features: a clip may have several.
-        if batch.num_clips is not None and (most := int(batch.num_clips.max())) > grid.num_clips:
-            hint = "The prior is only defined for videos of the grid's length."
-            expected = f"videos of at most {grid.num_clips} clips"
-            raise ShapeError(message("evaluate_prior", expected, most, hint))
+        _check_fits("evaluate_prior", grid, batch)
         return grid, prior.expand(len(batch), -1)
 
     return _evaluate(answer, dataset, protocol)
+
+
+def _check_fits(who: str, grid: MapGrid, batch: MomentBatch) -> None:
+    """Raise ShapeError if videos have more clips than the grid or, without `num_clips`, others."""
+    # Count clips, not rows of features: a clip may have several.
+    counts, most = batch.num_clips, grid.num_clips
+    if counts is not None and int(counts.max()) > most:
+        hint = "The prior is only defined for videos of the grid's length."
+        raise ShapeError(message(who, f"videos of at most {most} clips", int(counts.max()), hint))
+    if counts is None:  # less a tiny remainder, which is a rounding error
+        counts = (batch.durations / batch.clip_seconds - 1e-3).ceil().long()
+        if others := set(counts.tolist()) - {most}:
+            hint = "Make the grid with the num_clips of the data set."
+            raise ShapeError(message(who, f"videos of {most} clips", min(others), hint))
 
 
 def evaluate_oracle(
@@ -238,12 +252,17 @@ def evaluate_oracle(
         protocol: As for `evaluate`.
 
     Raises:
+        ShapeError: If clips that divide videos equally are not as many as the grid's.
         ArgumentError: If the data set is empty, or does not suit the protocol.
         ConfigError: If the protocol is unknown.
     """
 
     def answer(batch: MomentBatch) -> tuple[MapGrid, Tensor]:
-        size = grid if batch.num_clips is None else grid.resized(batch.features.shape[1])
+        size = grid
+        if batch.num_clips is None:
+            _check_fits("evaluate_oracle", grid, batch)
+        else:
+            size = grid.resized(batch.features.shape[1])
         build = IoUMapBuilder(size)
         return size, build.packed(batch.moments, batch.clip_seconds, batch.num_moments)
 
