@@ -300,6 +300,15 @@ def test_refusals(monkeypatch):
         TransformersTextEncoder("x")
 
 
+def test_a_model_of_one_vector_per_token_in_place_of_the_sentence_is_refused():
+    sizes = {"num_attention_heads": 2, "num_hidden_layers": 1, "intermediate_size": 16}
+    sizes |= {"hidden_size": 16, "vocab_size": 10}
+    config = transformers.FlavaConfig(text_config=sizes, hidden_size=16, projection_dim=8)
+    config.image_config.num_hidden_layers = config.multimodal_config.num_hidden_layers = 0
+    with refuses(ArgumentError, "expected a model of one vector per sentence, got (3, 8)."):
+        TransformersTextEncoder(transformers.FlavaModel(config), make_encoder().tokenizer)
+
+
 def test_a_tokenizer_of_more_words_than_the_model_knows(tmp_path):
     encoder = make_encoder()
     encoder.save_pretrained(tmp_path)

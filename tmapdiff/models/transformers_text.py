@@ -79,9 +79,9 @@ class TransformersTextEncoder(nn.Module):
         CheckpointError: If the model or its tokenizer cannot be loaded, or do not fit each other,
             or the configuration asks for attention code from the hub.
         SizeLimitError: If a text file in the folder exceeds the memory limit.
-        ArgumentError: At construction, if `model` is not a text model, a model is given without a
-            tokenizer, the tokenizer has no padding token, or a number is out of range. In the call,
-            if a sentence is blank or not a string.
+        ArgumentError: At construction, if `model` is not a text model or returns no vector per
+            sentence, a model is given without a tokenizer, the tokenizer has no padding token, or a
+            number is out of range. In the call, if a sentence is blank or not a string.
 
     Example:
         >>> encoder = TransformersTextEncoder("openai/clip-vit-base-patch16")  # doctest: +SKIP
@@ -139,6 +139,9 @@ class TransformersTextEncoder(nn.Module):
                 expected = f"a tokenizer with the model's {config.vocab_size} tokens"
                 raise CheckpointError(message(who, expected, f"one with token {largest}"))
             vector, tokens = self._encode(["a"])[0]
+            if vector.dim() != 1:  # FLAVA's
+                expected, got = "a model of one vector per sentence", tuple(vector.shape)
+                raise ArgumentError(message(who, expected, got))
             # Some models read the padding, such as ConvBERT and FNet.
             padded = self._encode(["a", "a a a"])[0][0]
             rounding = max(_ROUNDING, 4 * torch.finfo(self.dtype).eps) * vector.abs().max()
