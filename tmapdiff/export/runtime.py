@@ -325,22 +325,30 @@ def _pool(
 
 
 class _TorchNormal:
-    """Normal numbers as torch draws them on a CPU with `Generator().manual_seed(seed)`.
-
-    They differ for fewer than 16 numbers, which torch draws in another way.
-    """
+    """Normal numbers as torch draws them on a CPU with `Generator().manual_seed(seed)`."""
 
     def __init__(self, seed: int) -> None:
         self._random = np.random.RandomState(seed % 2**32)
+        self._left: list[float] = []
 
     def draw(self, count: int) -> np.ndarray:
+        if count < 16:  # torch draws pairs in double, and keeps what is left for the next draw
+            while len(self._left) < count:
+                self._left += self._pair()
+            drawn, self._left = self._left[:count], self._left[count:]
+            return np.array(drawn, np.float32)
         whole = count // 16 * 16
-        numbers = self._uniform(max(count, 16))
-        result = np.zeros(max(count, 16), np.float32)
+        numbers, result = self._uniform(count), np.zeros(count, np.float32)
         result[:whole] = self._of_pairs(numbers[:whole])
         if count % 16:
             result[-16:] = self._of_pairs(self._uniform(16))
-        return result[:count]
+        return result
+
+    def _pair(self) -> list[float]:
+        bits = self._random.randint(0, 2**32, size=4, dtype=np.uint64).tolist()
+        angle, share = ((high << 32 | low) % 2**53 / 2**53 for high, low in (bits[:2], bits[2:]))
+        radius, angle = math.sqrt(-2 * math.log1p(-share)), 2 * math.pi * angle
+        return [radius * math.cos(angle), radius * math.sin(angle)]
 
     def _uniform(self, count: int) -> np.ndarray:
         whole = self._random.randint(0, 2**32, size=count, dtype=np.uint64)
