@@ -3,6 +3,7 @@ import inspect
 import json
 import logging
 import os
+import pickle
 import subprocess
 import sys
 import threading
@@ -89,6 +90,16 @@ def test_parts_to_keep_in_float32_are_still_warned_of(model, warnings_of_diffuse
     monkeypatch.setattr(MapDiffusionDecoder, "_keep_in_fp32_modules", ["head"])
     copy.deepcopy(model).to(torch.bfloat16)
     assert ["head" in one for one in warnings_of_diffusers] == [True]
+
+
+def test_a_model_that_checkpoints_activations_can_be_pickled(model):
+    model.enable_gradient_checkpointing()
+    features = [torch.randn(2, 2, *shape) for shape in model.grid.shapes]
+    given = torch.randn(2, model.grid.num_cells), torch.tensor([9, 3]), features
+    expected = model(*given)
+    copied = pickle.loads(pickle.dumps(model))
+    assert copied.is_gradient_checkpointing
+    assert_same(copied(*given), expected)
 
 
 @pytest.mark.process

@@ -5,13 +5,14 @@ import logging
 import os
 import re
 from collections.abc import Callable, Mapping
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from typing_extensions import Self, override
 
 from tmapdiff._core.checks import check_length, check_shape, foreign_errors, message, short
@@ -25,6 +26,8 @@ from tmapdiff.maps import MapGrid
 Given = ParamSpec("Given")
 Model = TypeVar("Model", bound="MapModel")
 Result = TypeVar("Result")
+
+_CHECKPOINT = partial(checkpoint, use_reentrant=False)  # diffusers' own cannot be pickled
 
 # Files that `save_pretrained` may write in any release of diffusers: the configuration, and weights
 # of any variant, in one file or sharded with an index.
@@ -52,6 +55,16 @@ class MapModel(StrictConfigMixin, ModelMixin, ConfigMixin):
         finally:
             logger.removeFilter(_names_a_part)
         return moved
+
+    @override
+    def enable_gradient_checkpointing(
+        self, gradient_checkpointing_func: Callable[..., Any] | None = None
+    ) -> None:
+        """Turn on activation checkpointing, as diffusers does; the model can still be pickled.
+
+        `gradient_checkpointing_func` defaults to `torch.utils.checkpoint.checkpoint`.
+        """
+        super().enable_gradient_checkpointing(gradient_checkpointing_func or _CHECKPOINT)
 
     def evaluation_view(self) -> Self:
         """Return the model in evaluation mode without changing the mode of this one.
