@@ -3,6 +3,7 @@ import json
 import pickle
 import shutil
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -494,6 +495,17 @@ class TestSampleMaps:
         with pytest.raises(KeyboardInterrupt):
             model.sample_maps([one[:1] for one in features], callback=stop)
         assert_same(model.sample_maps(features, **options), maps)
+
+    @pytest.mark.parametrize("num_clips", [None, torch.tensor([8, 5])])
+    def test_noise_does_not_depend_on_the_default_dtype(self, num_clips, request):
+        model, features = ready(), [draw(2, 8, 8, 4), draw(2, 8, 4, 4)]
+        request.addfinalizer(partial(torch.set_default_dtype, torch.get_default_dtype()))
+        maps = []
+        for dtype in (torch.float32, torch.float64):
+            torch.set_default_dtype(dtype)
+            sources = [seeded(5), seeded(6)]
+            maps.append(model.sample_maps(features, num_clips=num_clips, generator=sources))
+        assert_same(*maps)
 
     def test_noise_replaces_the_generator(self):
         model = ready()

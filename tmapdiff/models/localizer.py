@@ -422,18 +422,20 @@ class MomentLocalizer(MapLocalizer):
 
     def _draw(self, run: _Run, generator: Generators) -> Tensor:
         """Draw noise. With one generator per sample, it does not depend on the batch."""
-        grid, batch, device = run.grid, run.batch, run.mask.device
+        grid, batch = run.grid, run.batch
+        # The same numbers whatever torch's default dtype.
+        place: Any = {"device": run.mask.device, "dtype": torch.float32}
         several = list(generator) if isinstance(generator, list | tuple) else None
         if run.num_clips is None or not several:
             # An empty list is valid for an empty batch.
             source = generator if several is None else several or None
-            return randn_tensor((batch, grid.num_cells), generator=source, device=device)
+            return randn_tensor((batch, grid.num_cells), generator=source, **place)
         # Draw on the grid of the video alone, so that its noise does not depend on the padding.
         coarsest = grid.stride(grid.num_scales - 1)
-        maps = [torch.zeros(batch, *shape, device=device) for shape in grid.shapes]
+        maps = [torch.zeros(batch, *shape, **place) for shape in grid.shapes]
         for row, clips in enumerate(run.num_clips.tolist()):
             own = self.grid.resized(max(-(-clips // coarsest) * coarsest, self.grid.num_clips))
-            noise = randn_tensor((1, own.num_cells), generator=several[row], device=device)
+            noise = randn_tensor((1, own.num_cells), generator=several[row], **place)
             for scale, one in enumerate(own.unpack(noise)):
                 maps[scale][row, : one.shape[1]] = one[0]
         return grid.pack(maps)
