@@ -36,7 +36,7 @@ def test_answers_to_many_threads_are_the_pipelines(pipe, tmp_path, monkeypatch):
     pytest.importorskip("uvicorn")
     server, client = blocks_of((ROOT / "docs/guides/serving.md").read_text())
     (tmp_path / "serve.py").write_text(server.code)
-    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos" / "folder").mkdir(parents=True)
     video = write_video(tmp_path / "videos" / "holiday.mp4", make_pictures(24))
     pipe.save_pretrained(tmp_path / "pipeline")
     monkeypatch.setenv("PIPELINE", str(tmp_path / "pipeline"))
@@ -55,13 +55,15 @@ def test_answers_to_many_threads_are_the_pipelines(pipe, tmp_path, monkeypatch):
             assert found == pytest.approx(vars(one), abs=1e-4)
     assert names["answers"][0][0] != names["answers"][1][0]  # each its own
     assert refusal(port, "../pipeline/model_index.json", SENTENCE) == (404, "no video ../pipel")
+    assert refusal(port, "folder", SENTENCE) == (404, "no video folder")
+    assert refusal(port, "holiday.mp4", SENTENCE, seed=2**64)[0] == 422
     code, text = refusal(port, "holiday.mp4", "el perro")
     assert code == 400
     assert "expected" in text
 
 
-def refusal(port, video, sentence):
-    body = json.dumps({"video": video, "sentences": [sentence]}).encode()
+def refusal(port, video, sentence, **options):
+    body = json.dumps({"video": video, "sentences": [sentence], **options}).encode()
     address, kind = f"http://127.0.0.1:{port}/moments", {"Content-Type": "application/json"}
     with pytest.raises(urllib.error.HTTPError) as caught:
         urllib.request.urlopen(urllib.request.Request(address, body, kind))
