@@ -76,6 +76,13 @@ def test_splits_of_activitynet_are_2d_tan_s_but_of_vslnet_s_files_its_own(folder
             assert one.load() == load_vslnet(folders[task], task, one.split) == load(one.path)
 
 
+def test_suffixes_may_be_in_capitals(folders):
+    for format, name in (("activitynet", "val_2.json"), ("moment-jsonl", "my_test_release.jsonl")):
+        wanted = tuple(load_annotations(folders[format], "test"))
+        (path := folders[format] / name).rename(path.with_name(name.upper()))
+        assert tuple(load_annotations(folders[format], "test")) == wanted
+
+
 def test_submissions_and_other_json_are_no_annotations(folders):
     place = folders["moment-jsonl"]
     answer = '{"qid": 1, "pred_relevant_windows": [[0, 1, 1]]}'

@@ -1,5 +1,6 @@
 """What all loaders of annotations do alike, tried with each format."""
 
+import gzip
 import json
 from typing import Any, NamedTuple
 
@@ -123,6 +124,15 @@ def test_a_submission_in_utf_16_is_named_with_its_line(tmp_path):
     path.write_bytes('{"qid": 1}'.encode("utf-16"))
     with refuses(AnnotationError, f"{path} line 1: expected UTF-8 text", "The file is UTF-16"):
         read_submission(path)
+
+
+def test_a_compressed_file_is_to_be_unpacked(tmp_path, format):
+    format.write(tmp_path, [(1.0, 2.0)])
+    path = tmp_path / format.name
+    path.write_bytes(gzip.compress(path.read_bytes()))
+    hint = "got the byte 0x8b. The file is compressed: unpack it with gunzip."
+    with refuses(AnnotationError, f"{path} line 1: expected UTF-8 text, {hint}"):
+        format.load(tmp_path)
 
 
 def test_durations_without_end_name_the_place(tmp_path):

@@ -23,7 +23,12 @@ from tmapdiff.data.annotations import Annotation, AnnotationReport, AnnotationSe
 from tmapdiff.errors import AnnotationError, FileError
 
 Parts = Mapping[str, Sequence[str]]
-_UTF_16 = (b"\xff\xfe", b"\xfe\xff")  # first bytes of files that Windows calls "Unicode"
+# First bytes of files that are not UTF-8. Windows calls UTF-16 "Unicode".
+_HINTS = {
+    b"\xff\xfe": "The file is UTF-16: save it as UTF-8.",
+    b"\xfe\xff": "The file is UTF-16: save it as UTF-8.",
+    b"\x1f\x8b": "The file is compressed: unpack it with gunzip.",
+}
 
 
 class AnnotationCollector:
@@ -145,8 +150,7 @@ def _decoded(path: Path, line: int, content: bytes) -> str:
     except UnicodeDecodeError as error:
         line += content.count(b"\n", 0, error.start)
         got = f"the byte 0x{content[error.start]:02x}"
-        hint = "The file is UTF-16: save" if content.startswith(_UTF_16) else "Save"
-        hint += " it as UTF-8."
+        hint = _HINTS.get(content[:2] if line == 1 else b"", "Save it as UTF-8.")
         raise AnnotationError(message(f"{path} line {line}", "UTF-8 text", got, hint)) from error
 
 

@@ -203,15 +203,16 @@ def _name_and_split(
         return "vslnet" if vslnet else "charades-sta", match[1]
     if match := re.fullmatch(r"(train|val|test)_data\.json", name):
         return "didemo", match[1]
-    if path.suffix == ".jsonl":
+    suffix = path.suffix.lower()
+    if suffix == ".jsonl":
         # The first line suffices; the loader reports damage.
         if format is None and "pred_relevant_windows" in next(text_lines(path), (1, ""))[1]:
             return None  # a submission
         return "moment-jsonl", _split_in(path.stem)
-    kind = _json_format(path) if path.suffix == ".json" else None
+    kind = _json_format(path) if suffix == ".json" else None
     if kind is not None and format == "vslnet":  # where file names indicate the split
         return ("vslnet", _VSLNET_SPLITS[path.stem]) if path.stem in _VSLNET_SPLITS else None
-    return kind and (kind, _JSON_SPLITS.get(path.stem, _split_in(path.stem)))
+    return kind and (kind, _JSON_SPLITS.get(path.stem.lower(), _split_in(path.stem)))
 
 
 def _json_format(path: Path) -> Literal["activitynet", "tacos"] | None:
