@@ -231,7 +231,7 @@ def test_json_lines_are_tables_too(corpus, tmp_path, expected):
     tables = {}
     for name in ("videos", "queries"):
         rows = pq.read_table(corpus / f"{name}.parquet").to_pylist()
-        tables[name] = write_lines(tmp_path / f"{name}.jsonl", rows)
+        tables[name] = write_lines(tmp_path / f"{name}.JSONL", rows)
     run(corpus, tmp_path / "out", **tables)
     assert rows_of(tmp_path / "out") == expected
     videos = zip(QUERIES, ["video00", "video05"], strict=False)

@@ -437,7 +437,7 @@ def _read_table(place: str | os.PathLike[str], columns: Sequence[str]) -> dict[s
     path = Path(place)
     found: dict[str, list[Any]] = {name: [] for name in (*columns, "video_id")}
     rows = _parquet_rows(path, set(found))
-    if path.suffix == ".jsonl":
+    if path.suffix.lower() == ".jsonl":
         rows = ((who, record) for _, who, record in json_lines(path))
     taken = 0
     for who, row in rows:

@@ -206,6 +206,8 @@ def test_a_folder_is_answered_video_by_video(run, passes, corpus, tmp_path):
     found = run("localize", *several, *SENTENCES, *options, *out)
     assert (found.code, found.err.count("bad.mp4: "), found.err.count("none.mp4: ")) == (1, 2, 2)
     assert found.out.count("score") == 2
+    slash = ["--model", f"{corpus.pipeline}/", *options[2:], *out]  # as shells complete names
+    assert run("localize", several[0], *SENTENCES, *slash).out == found.out
     found = passes("localize", *several[:1] * 2, SENTENCES[0], *options, "--pairs", "product")
     assert found.out.count("score") == 1  # one video, named twice
     for wrong in (

@@ -154,7 +154,7 @@ def test_a_used_folder_is_refused(run, finished):
 
 
 @pytest.mark.parametrize("control", ["prior", "oracle"])
-def test_controls_write_metrics_alone_and_options_reach_them(passes, tmp_path, control):
+def test_controls_write_metrics_alone_and_options_reach_them(run, passes, tmp_path, control):
     options = ["--model", control, "--holdout", 0.25, "--limit", 9, "--output", tmp_path]
     options += ["--clip-seconds", 1.5] if control == "oracle" else []
     found = passes("train", "--preset", "nano", *options, "--json")
@@ -162,6 +162,7 @@ def test_controls_write_metrics_alone_and_options_reach_them(passes, tmp_path, c
     recipe = Recipe("nano", clip_seconds=1.5 if control == "oracle" else None)
     data = LocalizationData.make_up().hold_out(0.25).limit(9)
     assert found.document["rows"] == evaluate_control(control, recipe, data).rows
+    assert "Replace it with --overwrite, or" in run("train", "--preset", "nano", *options).err
 
 
 @pytest.mark.train

@@ -147,7 +147,8 @@ def localize(
         if out is not None:  # as it may look like a text track
             listed = [one for one in listed if one.resolve() != out.resolve()]
         asked = pair(listed, sentences, pairs)
-        about = {"model": answering.name}
+        # Not as typed: a file is resumed after "runs/x/", too.
+        about = {"model": Path(answering.name).as_posix()}
         answers = answer_videos(pipeline, asked, out=out, settings=about, seed=seed, **sampling)
         if _print_answers(console, answers, len(asked)):
             raise typer.Exit(1)

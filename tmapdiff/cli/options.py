@@ -41,8 +41,7 @@ SeveralStepsOption = Annotated[
 ]
 SamplesOption = Annotated[
     int | None,
-    "Samples per query. They are averaged; with --answer set, one of their sets is chosen. "
-    "[default: the model's]",
+    "Samples per query, which are averaged. [default: the model's]",
 ]
 RankingOption = Annotated[
     Literal["nms", "expected-hits", "nms-then-expected-hits"] | None,
@@ -51,7 +50,7 @@ RankingOption = Annotated[
 AnswerOption = Annotated[
     Literal["ranked", "set"],
     "ranked: the best moments, however well they fit; set: an estimated number of moments, "
-    "possibly none, with probabilities as scores.",
+    "possibly none, with probabilities as scores; of several samples, one set is chosen.",
 ]
 SeedOption = Annotated[int, "Seed of all random numbers."]
 NoiseSeedOption = Annotated[int, "Seed of the noise."]

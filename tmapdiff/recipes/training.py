@@ -356,8 +356,8 @@ def check_run_folder(
     if others:
         hint = "This run does not write such files. Choose another folder with --output."
     elif found and not (resume or overwrite):
-        hint = "Continue it with --resume, replace it with --overwrite, or choose another folder "
-        hint += "with --output."
+        resumes = "Continue it with --resume, replace" if "checkpoints" in writes else "Replace"
+        hint = f"{resumes} it with --overwrite, or choose another folder with --output."
     else:
         return
     expected = f"no earlier run in {place}"
