@@ -494,7 +494,11 @@ def test_a_wrong_stride_is_an_error_that_names_both():
     expected = "features that cover the 30 s of the video, got 100 s (100 features of 1 s)."
     for width, hint in (
         (3, "They would fit with seconds_per_feature = 0.3."),
-        (30, "The other axis, of size 30, fits: transpose the features."),
+        (
+            30,
+            "They would fit with seconds_per_feature = 0.3, or transposed, as the other axis "
+            "has size 30.",
+        ),
     ):
         with refuses(FeatureError, f"pool_features: expected {expected} {hint}"):
             pool_features(features[:, :width], 8, duration=30.0, seconds_per_feature=1.0)

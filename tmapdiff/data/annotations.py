@@ -119,7 +119,7 @@ class AnnotationReport:
             facts.append(f"video ids spelled {self.spelling}, as in the features")
         if self.other_videos:
             others = ", ".join(map(shown, self.other_videos))
-            facts.append(f"the features are of other videos: {others}, ...")
+            facts.append(f"the features are of other videos, such as {others}")
         return "; ".join(facts)
 
 
@@ -201,7 +201,7 @@ class AnnotationSet(Sequence[Annotation]):
             without_features=self.report.without_features + len(self) - len(kept),
             missing_videos=self.report.missing_videos + missing,
             spelling=spelling or self.report.spelling,
-            other_videos=() if kept else some_ids(store),
+            other_videos=some_ids(store) if missing and not kept else (),
         )
         return AnnotationSet(kept, report)
 

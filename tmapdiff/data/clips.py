@@ -110,10 +110,11 @@ def pool_features(
     if not covers(num_features, stride, duration):
         expected = f"features that cover the {duration:g} s of the video"
         got = f"{covered:g} s ({num_features} features of {stride:g} s)"
-        hint = f"They would fit with seconds_per_feature = {duration / num_features:.3g}."
+        hint = f"They would fit with seconds_per_feature = {duration / num_features:.3g}"
+        # Which of the two is wrong cannot be told.
         if covers(features.shape[1], stride, duration):
-            hint = f"The other axis, of size {features.shape[1]}, fits: transpose the features."
-        raise FeatureError(message(who, expected, got, hint))
+            hint += f", or transposed, as the other axis has size {features.shape[1]}"
+        raise FeatureError(message(who, expected, got, f"{hint}."))
 
     centers = (torch.arange(num_features, dtype=torch.float64) + 0.5) * stride
     end = duration if clip_seconds is None else num_clips * clip_seconds
