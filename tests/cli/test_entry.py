@@ -3,6 +3,7 @@ import json
 import os
 import pty
 import resource
+import shlex
 import signal
 import subprocess
 import sys
@@ -129,6 +130,19 @@ def test_a_reader_that_leaves_ends_it_quietly():
     assert process.wait(timeout=SECONDS) == 1
     assert process.stderr.read() == b""
     process.stderr.close()
+
+
+@pytest.mark.process
+def test_output_that_cannot_be_written(tmp_path):
+    np.save(tmp_path / "a.npy", np.ones((3, 2), np.float32))
+    command = [*PROGRAM, "inspect", str(tmp_path), "--json"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    error = "error: cannot write the output: No space left on device."
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (1, error)
+    assert "Traceback" not in done.stderr
+    for closed in (">&-", "2>&-", ">&- 2>&-"):
+        assert subprocess.run(f"{shlex.join(command)} {closed}", shell=True).returncode == 0
 
 
 @pytest.mark.process

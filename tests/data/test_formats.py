@@ -1,4 +1,5 @@
 import json
+import os
 from typing import get_args
 
 import pytest
@@ -105,6 +106,9 @@ def test_what_cannot_be_told_is_refused(folders, tmp_path):
     (tmp_path / "words.txt").write_text("a b c")
     with refuses(AnnotationError, "got the file", "Formats: charades-sta, didemo"):
         find_annotations(tmp_path / "words.txt")
+    os.mkfifo(tmp_path / "pipe")
+    with refuses(AnnotationError, f"got the file {tmp_path / 'pipe'}. Formats:"):
+        find_annotations(tmp_path / "pipe")
     with refuses(ConfigError, "expected format to be one of charades-sta,"):
         find_annotations(tmp_path, "mad")
     with refuses(ConfigError, "expected split to be one of train, val, test, got 'dev'"):

@@ -1,5 +1,6 @@
 """Running the command line: from arguments to an exit code."""
 
+import errno
 import os
 import sys
 import warnings
@@ -23,6 +24,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code: 0 for success, 1 after an error or finding, 2 for wrong usage, 130 for an
         interrupt, 143 if a training was stopped by SIGTERM.
     """
+    for stream in ("stdout", "stderr"):
+        if getattr(sys, stream) is None:  # closed by who started this
+            setattr(sys, stream, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
     spin_briefly()
     from tmapdiff._core.checks import require
 
@@ -51,10 +55,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _say(f"{error.ctx.get_usage()}\nTry '{error.ctx.command_path} --help'.")
         _say(f"error: {error.format_message()}")
         return _MISUSED
-    except BrokenPipeError:  # the reader of standard output, such as `head`, has closed it
+    except OSError as error:  # of standard output
+        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if not is_full and not isinstance(error, BrokenPipeError):
+            raise
         # Python's flush at exit would fail.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return _FAILED
+        # The reader, such as `head`, may just have closed it.
+        return _fail(f"cannot write the output: {error.strerror}.") if is_full else _FAILED
     except (KeyboardInterrupt, typer.Abort):
         code = _INTERRUPTED
     except SystemExit as stop:  # of a training that was asked to stop and has saved its state

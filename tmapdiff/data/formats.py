@@ -125,7 +125,7 @@ def find_annotations(
     if not path.exists():
         got = "no such file" if path.suffix else "no such folder"
         raise FileError(message(who, f"annotations at {path}", got))
-    alone = path.is_file()
+    alone = not path.is_dir()
     files = [path] if alone else [one for one in list_visible(path) if one.is_file()]
     found = [one for file in files if (one := _recognized(file, format, alone=alone))]
     if alone and not found:
