@@ -49,13 +49,15 @@ def test_settings_are_those_that_accelerate_reads():
     arguments, variables = launch("fsdp2.yaml")
     assert arguments.use_fsdp
     assert not arguments.multi_gpu
-    assert variables["ACCELERATE_MIXED_PRECISION"] == written["mixed_precision"]
+    # The precision of a training is that of `TrainingConfig`.
+    assert variables["ACCELERATE_MIXED_PRECISION"] == "no"
     for name, value in written["fsdp_config"].items():
         variable = name.upper().replace("_LAYER_CLS_", "_CLS_")  # accelerate's name
         assert variables[variable].lower() == str(value).lower()
     arguments, variables = launch("gpus.yaml")
     assert arguments.multi_gpu
     assert arguments.num_processes == 4
+    assert variables["ACCELERATE_MIXED_PRECISION"] == "no"
     assert "ACCELERATE_USE_FSDP" not in variables
 
 

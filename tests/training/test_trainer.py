@@ -480,6 +480,11 @@ def test_missing_accelerate_names_the_extra(dataset, tmp_path: Path, monkeypatch
             "gradient_accumulation_steps 1 of accelerate, got 4. Set batch_size instead.",
         ),
         ("DYNAMO_BACKEND", "EAGER", "dynamo_backend NO of accelerate, got EAGER. Set compile inst"),
+        (
+            "MIXED_PRECISION",
+            "bf16",
+            "mixed_precision no of accelerate, got bf16. Set mixed_precision of TrainingConfig in",
+        ),
     ],
 )
 def test_settings_of_a_launch_that_training_does_not_follow_are_refused(
@@ -488,6 +493,15 @@ def test_settings_of_a_launch_that_training_does_not_follow_are_refused(
     monkeypatch.setenv(f"ACCELERATE_{name}", value)
     with refuses(ConfigError, f"Trainer: expected {told}"):
         make_trainer(dataset, tmp_path)
+
+
+@pytest.mark.parametrize("launched", ["no", "bf16"])  # "no" is what a launch sets by default
+def test_precision_of_a_launch_that_is_that_of_the_training(
+    dataset, tmp_path, monkeypatch, launched
+):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launched)
+    trainer = make_trainer(dataset, tmp_path, replace(CONFIG, mixed_precision="bf16"))
+    assert trainer.accelerator.mixed_precision == "bf16"
 
 
 def test_another_accelerator_that_accumulates_gradients_changes_nothing(dataset, tmp_path):

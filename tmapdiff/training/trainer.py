@@ -107,8 +107,8 @@ class Trainer:
         ArgumentError: If the data set has fewer than two queries, `validate_every` is below 1, or
             `negatives` are requested and the data set is not a `MomentDataset` of several videos.
         ConfigError: If an earlier trainer in this process used another `mixed_precision`, or
-            accelerate is configured for an unsupported way of sharding, for compilation, or to
-            accumulate gradients.
+            accelerate is configured for another one, for an unsupported way of sharding, for
+            compilation, or to accumulate gradients.
 
     Attributes:
         progress: Progress of the run.
@@ -174,8 +174,8 @@ class Trainer:
         if config.deterministic:
             # cuBLAS reads it when it starts; without it, torch rejects matrix products.
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        # Each process must draw its own dropout.
-        set_seed(config.seed, device_specific=True)
+        # Each process must draw its own dropout. NumPy's seeds end at 2**32.
+        set_seed((config.seed + self.accelerator.process_index) % 2**32)
         self.loader = self._loader_in_use = self._make_loader(dataset, queries)
         self._prepare_model(model)
         self._make_schedule()
@@ -194,9 +194,13 @@ class Trainer:
                 project_dir=str(self.output_dir),
             )
         steps, backend = accelerator.gradient_accumulation_steps, accelerator.state.dynamo_plugin
+        own = self.config.mixed_precision
+        launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
+        launched = own if launched == "no" else launched  # a launch always sets it
         for name, wanted, got, instead in (
             ("gradient_accumulation_steps", 1, steps, "batch_size"),
             ("dynamo_backend", "NO", backend.backend.value, "compile"),
+            ("mixed_precision", own, launched, "mixed_precision of TrainingConfig"),
         ):
             if got != wanted:  # set by `accelerate launch` or its configuration
                 expected, hint = f"{name} {wanted} of accelerate", f"Set {instead} instead."
