@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.state import PartialState
 from helpers.assertions import assert_close, refuses
 from helpers.training import (
     CONFIG,
@@ -502,6 +503,13 @@ def test_precision_of_a_launch_that_is_that_of_the_training(
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launched)
     trainer = make_trainer(dataset, tmp_path, replace(CONFIG, mixed_precision="bf16"))
     assert trainer.accelerator.mixed_precision == "bf16"
+
+
+def test_the_last_seed_works_on_every_process(dataset, tmp_path, monkeypatch):
+    make_trainer(dataset, tmp_path)  # sets up the process
+    monkeypatch.setitem(PartialState._shared_state, "process_index", 1)
+    Trainer(make_model(dataset), dataset, replace(CONFIG, seed=2**32 - 1), tmp_path, device="cpu")
+    assert torch.initial_seed() == 0
 
 
 def test_another_accelerator_that_accumulates_gradients_changes_nothing(dataset, tmp_path):
