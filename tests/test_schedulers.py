@@ -285,9 +285,11 @@ def test_bad_timesteps_are_refused():
     with refuses(ArgumentError, "scale_model_input: expected timesteps in 0 to 999, got 1000."):
         scheduler.scale_model_input(maps, 1000)
     scheduler.set_timesteps(2)
-    expected = "MapScheduler: expected a timestep that set_timesteps(2) chose, got 500. Loop over"
-    with refuses(ArgumentError, expected):
-        scheduler.step(maps, 500, maps)
+    for wrong in (500, 999.5, torch.tensor(999.5), torch.tensor([999, 499]), "999", None):
+        shown = wrong.tolist() if isinstance(wrong, torch.Tensor) else wrong
+        expected = f"a timestep that set_timesteps(2) chose, got {shown}. Loop over"
+        with refuses(ArgumentError, f"MapScheduler: expected {expected}"):
+            scheduler.step(maps, wrong, maps)
 
 
 def test_other_bad_arguments_are_refused():

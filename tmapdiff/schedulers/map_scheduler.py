@@ -334,13 +334,18 @@ class MapScheduler(StrictConfigMixin, SchedulerMixin, ConfigMixin):
         Raises:
             ArgumentError: If `timestep` is not in the run.
         """
-        now, steps = int(timestep), (run or self._run).timesteps
-        if now not in steps:
+        return self._now_and_next(timestep, run)[1]
+
+    def _now_and_next(self, timestep: int | Tensor, run: SchedulerRun | None) -> tuple[int, int]:
+        steps = (run or self._run).timesteps
+        now: Any = timestep.squeeze().tolist() if isinstance(timestep, Tensor) else timestep
+        if now not in steps:  # nor are fractions and several timesteps
             raise ArgumentError(
                 f"MapScheduler: expected a timestep that set_timesteps({len(steps)}) "
                 f"chose, got {now}. Loop over scheduler.timesteps."
             )
-        return [*steps, -1][steps.index(now) + 1]
+        place = steps.index(now)
+        return steps[place], [*steps, -1][place + 1]
 
     def step(
         self,
@@ -394,8 +399,7 @@ class MapScheduler(StrictConfigMixin, SchedulerMixin, ConfigMixin):
         check_shape(who, "model_output", model_output, "B cells", sizes)
         check_range(who, "eta", eta, 0, 1)
         run = run or self._run
-        timestep = int(timestep)
-        previous = self.previous_timestep(timestep, run)
+        timestep, previous = self._now_and_next(timestep, run)
         if self.config.solver != "ddim":
             self._check_run(who, run, timestep, sample, eta, variance_noise)
 
