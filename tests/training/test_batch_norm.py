@@ -20,6 +20,20 @@ def make_norm():
     return norm
 
 
+class Narrow(nn.BatchNorm1d):
+    """A subclass that only has other settings."""
+
+    def __init__(self, channels):
+        super().__init__(channels, eps=0.1, momentum=0.3)
+
+
+class Rectified(nn.BatchNorm1d):
+    """A subclass that computes something else."""
+
+    def forward(self, x):
+        return super().forward(x).relu()
+
+
 def alone(run):
     """Call a function in a process group of one process."""
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
@@ -57,6 +71,7 @@ def test_one_process_alone_normalises_as_batch_norm_does():
         (nn.BatchNorm1d, (5, 4), {"affine": False}),
         (nn.BatchNorm1d, (5, 4), {"momentum": None}),
         (nn.BatchNorm1d, (5, 4), {"track_running_stats": False}),
+        (Narrow, (5, 4), {}),
     ],
     ids=str,
 )
@@ -69,6 +84,42 @@ def test_layers_of_own_parts_are_shared_too(kind, shape, options):
     for found, x in zip(alone(lambda: [model(first), model(second)]), (first, second), strict=True):
         assert_close(found, norm(x))
     assert_close(model.eval()(first), norm.eval()(first))
+
+
+def test_hooks_stay_and_each_place_of_a_layer_is_shared():
+    norm, calls = make_norm(), []
+    norm.register_forward_hook(lambda layer, *_: calls.append(type(layer)))
+    model = nn.Sequential(norm, norm)
+    share_batch_norm(model)
+    model(draw(9, 4, dtype=torch.float64))
+    assert calls == [SharedBatchNorm1d] * 2
+
+
+@pytest.mark.parametrize("is_cuda", [False, True])
+def test_layers_that_compute_something_else_stay_with_a_warning(monkeypatch, is_cuda):
+    monkeypatch.setattr(nn.Parameter, "is_cuda", is_cuda, raising=False)
+    replaced, own = make_norm(), Rectified(4)
+    replaced.forward = own.forward
+    computed = nn.utils.parametrizations.weight_norm(make_norm(), dim=0)
+    model = nn.Sequential(own, replaced, computed, make_norm())
+    with pytest.warns(UserWarning, match="Trainer: expected batch normal") as warned:
+        share_batch_norm(model)
+    assert list(model)[:3] == [own, replaced, computed]
+    assert [str(one.message).split(", a ")[1].split(".")[0] for one in warned] == [
+        "Rectified",
+        "BatchNorm1d",
+        "ParametrizedBatchNorm1d",
+    ]
+    assert type(model[3]) is (nn.SyncBatchNorm if is_cuda else SharedBatchNorm1d)
+
+
+def test_layers_that_are_shared_already_stay(recwarn):
+    model = nn.Sequential(make_norm())
+    share_batch_norm(model)
+    shared = model[0]
+    share_batch_norm(model)
+    assert model[0] is shared
+    assert not recwarn
 
 
 def test_second_gradients_are_those_of_all_batches_together(monkeypatch):

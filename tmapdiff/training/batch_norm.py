@@ -1,14 +1,18 @@
 """Batch normalization over the batches of all training processes."""
 
-from typing import Any
+import warnings
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from einops import reduce
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from typing_extensions import Self, override
 
-_KINDS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+from tmapdiff._core.checks import message
+
+Norm = TypeVar("Norm", bound=_BatchNorm)
 
 
 class SharedBatchNorm1d(nn.BatchNorm1d):
@@ -22,13 +26,9 @@ class SharedBatchNorm1d(nn.BatchNorm1d):
     """
 
     @classmethod
-    def of(cls, norm: nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d) -> Self:
-        """Return a layer that shares the parameters and statistics of `norm`."""
-        settings = norm.eps, norm.momentum, norm.affine, norm.track_running_stats
-        shared = cls(norm.num_features, *settings)
-        shared.train(norm.training)
-        shared._parameters, shared._buffers = norm._parameters, norm._buffers
-        return shared
+    def of(cls, norm: _BatchNorm) -> Self:
+        """Return a layer that shares the parameters, statistics, settings and hooks of `norm`."""
+        return _as(cls, norm)
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalize."""
@@ -46,8 +46,10 @@ class SharedBatchNorm1d(nn.BatchNorm1d):
         if self.track_running_stats:
             self._remember(mean, variance * count / (count - 1))
         normalized = (values - mean) * (variance + self.eps).rsqrt()
-        if self.affine:
-            normalized = normalized * self.weight + self.bias
+        if self.weight is not None:
+            normalized = normalized * self.weight
+        if self.bias is not None:
+            normalized = normalized + self.bias
         return normalized.to(x.dtype).view(rows.shape).movedim(-1, 1)
 
     @torch.no_grad()
@@ -65,14 +67,36 @@ class SharedBatchNorm1d(nn.BatchNorm1d):
 
 
 def share_batch_norm(model: nn.Module) -> None:
-    """Make a model's batch normalization use all processes; parameters and their names stay."""
-    if any(parameter.is_cuda for parameter in model.parameters()):
-        nn.SyncBatchNorm.convert_sync_batchnorm(model)
-        return
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            if isinstance(child, _KINDS) and type(child) in _KINDS:
-                setattr(parent, name, SharedBatchNorm1d.of(child))
+    """Make a model's batch normalization use all processes; parameters and their names stay.
+
+    Warns of layers that compute in their own way, which are left as they are.
+    """
+    on_gpu = any(parameter.is_cuda for parameter in model.parameters())
+    kind: type[_BatchNorm] = nn.SyncBatchNorm if on_gpu else SharedBatchNorm1d
+    for parent_name, parent in list(model.named_modules()):
+        for name, child in list(parent._modules.items()):
+            if not isinstance(child, _BatchNorm) or isinstance(child, kind):
+                continue
+            if _is_plain(child):
+                parent._modules[name] = _as(kind, child)
+                continue
+            expected = "batch normalization with torch's forward, to share it between processes"
+            got = f"{parent_name}.{name}, a {type(child).__name__}"
+            hint = "Each process normalizes its own batch there."
+            warnings.warn(message("Trainer", expected, got, hint), stacklevel=2)
+
+
+def _is_plain(norm: _BatchNorm) -> bool:
+    """Return whether a layer has torch's `forward`, and weights of its own."""
+    own_forward = "forward" in vars(norm) or type(norm).forward is not _BatchNorm.forward
+    return not own_forward and not norm._modules  # parametrizations
+
+
+def _as(kind: type[Norm], norm: _BatchNorm) -> Norm:
+    layer = object.__new__(kind)
+    # For SyncBatchNorm, no group means all processes. Compiled calls would run `norm`.
+    vars(layer).update(vars(norm), process_group=None, _compiled_call_impl=None)
+    return layer
 
 
 class _SumOverProcesses(torch.autograd.Function):
