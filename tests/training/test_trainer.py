@@ -505,6 +505,14 @@ def test_precision_of_a_launch_that_is_that_of_the_training(
     assert trainer.accelerator.mixed_precision == "bf16"
 
 
+def test_fewer_queries_than_processes_are_refused(dataset, tmp_path, monkeypatch):
+    make_trainer(dataset, tmp_path)  # sets up the process
+    monkeypatch.setitem(PartialState._shared_state, "num_processes", len(dataset) + 1)
+    expected = f"Trainer: expected queries in the data set to be an integer >= {len(dataset) + 1}"
+    with refuses(ArgumentError, f"{expected}, got {len(dataset)}."):
+        Trainer(make_model(dataset), dataset, CONFIG, tmp_path, device="cpu")
+
+
 def test_the_last_seed_works_on_every_process(dataset, tmp_path, monkeypatch):
     make_trainer(dataset, tmp_path)  # sets up the process
     monkeypatch.setitem(PartialState._shared_state, "process_index", 1)

@@ -104,8 +104,9 @@ class Trainer:
 
     Raises:
         MissingDependencyError: If the extra `train` is not installed.
-        ArgumentError: If the data set has fewer than two queries, `validate_every` is below 1, or
-            `negatives` are requested and the data set is not a `MomentDataset` of several videos.
+        ArgumentError: If the data set has fewer queries than two or than processes,
+            `validate_every` is below 1, or `negatives` are requested and the data set is not a
+            `MomentDataset` of several videos.
         ConfigError: If an earlier trainer in this process used another `mixed_precision`, or
             accelerate is configured for another one, for an unsupported way of sharding, for
             compilation, or to accumulate gradients.
@@ -140,7 +141,6 @@ class Trainer:
         filelock: Any = require("filelock", extra="train", purpose="Trainer")
         from accelerate.utils import set_seed
 
-        queries = check_int("Trainer", "queries in the data set", len(dataset), at_least=2)  # type: ignore[arg-type]
         if validate_every is not None:
             check_int("Trainer", "validate_every", validate_every, at_least=1)
         if config.negatives:
@@ -167,6 +167,8 @@ class Trainer:
         self._shown_loss = math.nan
 
         self.accelerator = self._make_accelerator(device)
+        fewest = max(2, self.accelerator.num_processes)  # fewer would make no batch
+        queries = check_int("Trainer", "queries in the data set", len(dataset), at_least=fewest)  # type: ignore[arg-type]
         model.record_parts()
         if model.config.get("presence_weights") is not None:
             model.register_to_config(presence_weights=None)  # fitted on maps before training
