@@ -10,7 +10,14 @@ from helpers.assertions import assert_close, assert_same, refuses
 from helpers.tiers import mostly_exhaustive
 
 from tmapdiff import IoUMapBuilder, MapGrid, MapScheduler
-from tmapdiff.errors import ArgumentError, CheckpointError, ConfigError, FileError, ShapeError
+from tmapdiff.errors import (
+    ArgumentError,
+    CheckpointError,
+    ConfigError,
+    FileError,
+    ShapeError,
+    TmapdiffError,
+)
 
 SCHEDULES = ["squaredcos_cap_v2", "linear", "scaled_linear"]
 SPACINGS = ["trailing", "leading", "linspace"]
@@ -135,6 +142,27 @@ def test_exact_noise_recovers_the_clean_maps(spacing):
     for steps in STEPS:
         scheduler.set_timesteps(steps)
         close(recover_with_exact_noise(scheduler, x0), x0, steps, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_timesteps_that_are_set_are_followed(solver):
+    scheduler = MapScheduler(beta_schedule="linear", clip_sample=False, solver=solver)
+    x0 = torch.full((2, 5), 0.07, dtype=torch.float64)
+    for chosen in (slice(5, None), slice(1, None, 3)):  # from partly noised maps, and fewer steps
+        scheduler.set_timesteps(12)
+        scheduler.timesteps = timesteps = scheduler.timesteps[chosen]
+        assert torch.equal(scheduler.timesteps, timesteps)
+        assert scheduler.num_inference_steps == len(timesteps)
+        close(recover_with_exact_noise(scheduler, x0), x0, chosen, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("wrong", [[], [5, 5], [1, 2], [1000, 5], [5, -1], [9.5, 5.0], [[5, 3]], 5])
+def test_timesteps_that_are_no_run_are_not_set(wrong):
+    scheduler = MapScheduler()
+    scheduler.set_timesteps(3)
+    with refuses(TmapdiffError, "MapScheduler.timesteps: expected "):
+        scheduler.timesteps = torch.tensor(wrong)
+    assert scheduler.timesteps.tolist() == [999, 666, 332]
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)

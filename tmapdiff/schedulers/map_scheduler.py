@@ -156,8 +156,6 @@ class MapScheduler(StrictConfigMixin, SchedulerMixin, ConfigMixin):
         # In float64, for accurate rates with maps of any dtype.
         self.alphas_cumprod = self._ddim.alphas_cumprod.double()
         self._tables: dict[torch.device, Tensor] = {}
-        self.timesteps: Tensor
-        self._run: SchedulerRun
         self.set_timesteps(num_train_timesteps)
 
     @classmethod
@@ -283,7 +281,30 @@ class MapScheduler(StrictConfigMixin, SchedulerMixin, ConfigMixin):
         """
         self._run = self.begin(num_inference_steps)
         self.num_inference_steps = len(self._run.timesteps)
-        self.timesteps = torch.tensor(self._run.timesteps, device=device)
+        self._timesteps = torch.tensor(self._run.timesteps, device=device)
+
+    @property
+    def timesteps(self) -> Tensor:
+        """Timesteps of the run; setting others, such as its last ones, starts a run of these.
+
+        Raises:
+            ArgumentError: If they are set to something other than integers that decrease, from
+                below `num_train_timesteps` to at least 0.
+        """
+        return self._timesteps
+
+    @timesteps.setter
+    def timesteps(self, timesteps: Tensor) -> None:
+        who, tensor = "MapScheduler.timesteps", torch.as_tensor(timesteps)
+        check_shape(who, "timesteps", tensor, "steps")
+        steps = tensor.tolist()
+        bounded = [len(self), *steps, -1]
+        whole = all(type(step) is int for step in steps)
+        if not (steps and whole and all(now > after for now, after in pairwise(bounded))):
+            expected = f"decreasing integers, below {len(self)} and not below 0"
+            raise ArgumentError(message(who, expected, steps))
+        self._run, self._timesteps = SchedulerRun(steps), tensor
+        self.num_inference_steps = len(steps)
 
     def begin(self, num_inference_steps: int) -> SchedulerRun:
         """Return a separate run; `num_inference_steps` and errors are as in `set_timesteps`."""
