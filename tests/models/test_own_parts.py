@@ -217,6 +217,61 @@ def test_registered_parts_are_saved(decoder, objective, tmp_path):
     assert_same(loaded.sample_maps(MAPS, noise=noise), model.sample_maps(MAPS, noise=noise))
 
 
+class Undecorated(NamedDecoder):
+    def __init__(self, gain: float = 1.0) -> None:
+        super().__init__()
+        self.gain = gain
+
+
+class AnyArguments(NamedDecoder):
+    @register_to_config
+    def __init__(self, **others: Any) -> None:
+        super().__init__(**others)
+
+
+class Scaled(NamedDecoder):
+    @register_to_config
+    def __init__(self, gain: float = 1.0) -> None:
+        super().__init__()
+        self.gain = gain
+
+
+class ScaledTwice(Scaled):
+    @register_to_config
+    def __init__(self, gain: float = 1.0) -> None:
+        super().__init__(gain=2 * gain)
+
+
+class OneSize(MapDiffusionDecoder):
+    @register_to_config
+    def __init__(self, gain: float = 1.0) -> None:
+        super().__init__(**DECODER)
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "told"),
+    [
+        (Undecorated, {"gain": 3.0}, "parts that can be saved, got tests-part, whose configurat"),
+        (AnyArguments, {"num_clips": 8}, "parts that can be saved, got tests-part, whose confi"),
+        (ScaledTwice, {"gain": 3.0}, "a part that decoder_config.gain = 6.0 rebuilds, got one wi"),
+        (OneSize, {"gain": 3.0}, "only known configuration fields, got 'num_clips'. Fields: gain."),
+        (Scaled, {"gain": 3.0}, None),
+    ],
+)
+def test_parts_that_their_configuration_does_not_rebuild_are_not_saved(
+    kind, fields, told, tmp_path
+):
+    decoder = register_part("tests-part")(kind)(**fields)
+    model = MomentLocalizer.from_parts(MultimodalEncoder(**ENCODER), decoder)
+    if told is None:
+        model.save_pretrained(tmp_path / "model")
+        assert MomentLocalizer.from_pretrained(tmp_path / "model").decoder.gain == 3.0
+        return
+    with refuses(ArgumentError, told):
+        model.save_pretrained(tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
 class Margin(nn.Module):
     name, target, activation = "margin", Hinge.target, Hinge.activation
 

@@ -20,7 +20,8 @@ from tmapdiff._core.checks import (
     check_shape,
     message,
 )
-from tmapdiff.errors import ArgumentError
+from tmapdiff._core.configs import flatten
+from tmapdiff.errors import ArgumentError, ConfigError
 from tmapdiff.maps import (
     IoUMapBuilder,
     MapGrid,
@@ -175,7 +176,29 @@ class MapLocalizer(MapModel):
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
         self.record_parts()
         check_registered(type(self).__name__, self.config, self.objective)
+        self._check_rebuilt()
         super().save_pretrained(save_directory, **kwargs)
+
+    def _check_rebuilt(self) -> None:
+        """Raise ArgumentError if the configuration builds a model of another configuration.
+
+        An `__init__` that passes changed values to its parent's records those of the parent.
+        """
+        try:
+            with torch.device("meta"):
+                again = type(self).from_config(self.config)
+                again.record_parts()
+        except ConfigError as error:
+            raise ArgumentError(f"{type(self).__name__}: cannot be rebuilt: {error}") from error
+        except Exception:
+            return  # not everything can be built without memory
+        rebuilt = dict(flatten(again.config))
+        for name, value in flatten(self.config):
+            if not name.startswith("_") and rebuilt.get(name) != value:
+                expected = f"a part that {name} = {value!r} rebuilds"
+                got = f"one with {rebuilt.get(name)!r}"
+                hint = "Its __init__ must pass its parent's what it got, or name it otherwise."
+                raise ArgumentError(message(type(self).__name__, expected, got, hint))
 
     @property
     def is_generative(self) -> bool:

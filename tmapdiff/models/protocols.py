@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
+from inspect import Parameter, signature
 from typing import Any, Protocol, TypeVar
 
 from diffusers import ConfigMixin
@@ -132,6 +133,7 @@ def _prepares_its_calls(decoder: nn.Module) -> bool:
 
 _REGISTERED: dict[str, Any] = {}
 _UNREGISTERED = "unregistered "
+_INCOMPLETE = "whose configuration lacks"
 
 
 def register_part(name: str) -> Callable[[Part], Part]:
@@ -179,8 +181,20 @@ def part_config(part: Any) -> dict[str, Any]:
         name = next(names, None)
         if name is None:
             return {"part": f"{_UNREGISTERED}{type(part).__name__}"}
+        if lacking := _arguments_not_in_config(part):
+            return {"part": f"{name}, {_INCOMPLETE} {', '.join(lacking)}"}
     fields = {field: value for field, value in part.config.items() if not field.startswith("_")}
     return fields if name is None else {"part": name, **fields}
+
+
+def _arguments_not_in_config(part: Any) -> list[str]:
+    """Return what a custom part was built with that its configuration does not tell."""
+    several = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
+    return [
+        name
+        for name, one in signature(type(part)).parameters.items()
+        if one.kind in several or name not in {*part.config, *part.ignore_for_config}
+    ]
 
 
 def part_field(part: Any, name: str) -> Any:
@@ -231,8 +245,11 @@ def check_registered(who: str, config: Mapping[str, Any], objective: Objective) 
     """Raise ArgumentError unless a model's parts can be rebuilt from its configuration."""
     hint = "Register it with tmapdiff.models.register_part."
     for fields in config.values():
-        if isinstance(fields, dict) and str(fields.get("part", "")).startswith(_UNREGISTERED):
-            raise ArgumentError(message(who, "parts that can be saved", fields["part"], hint))
+        name = str(fields.get("part", "")) if isinstance(fields, dict) else ""
+        if _INCOMPLETE in name:
+            hint = "Decorate its __init__ with register_to_config, and name all arguments there."
+        if name.startswith(_UNREGISTERED) or _INCOMPLETE in name:
+            raise ArgumentError(message(who, "parts that can be saved", name, hint))
     found = _REGISTERED.get(objective.name)
     if found is None and objective.name in OBJECTIVES:
         found = get_objective(objective.name)
