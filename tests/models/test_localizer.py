@@ -393,6 +393,22 @@ class TestLoss:
         expected = (scores - target)[:, mask].square().mean()
         assert_close(model.loss(**inputs, generator=seeded(5)), expected)
 
+    def test_a_generator_a_query_makes_batching_of_whole_videos_irrelevant(self):
+        model, inputs, clips = ready(), annotated(3), torch.tensor([8, 14, 11])
+        inputs["features"] = draw(3, 14, 6)
+
+        def loss(rows: list[int]) -> Tensor:
+            """Sum over valid cells."""
+            longest = max(8, int(clips[rows].max()) + 1 & ~1)  # even, for two scales
+            own = {name: one[rows] for name, one in inputs.items()}
+            own["features"] = own["features"][:, :longest]
+            generators = [seeded(row) for row in rows]
+            mean = model.loss(**own, num_clips=clips[rows], generator=generators)
+            return mean * model.count_cells(own["features"], clips[rows])
+
+        with torch.no_grad():
+            assert_close(loss([0, 1, 2]), loss([0]) + loss([1]) + loss([2]))
+
     def test_several_moments(self):
         model, inputs = ready(), annotated(3)
         moments = torch.stack([inputs["moments"], torch.full((3, 2), torch.nan)], dim=1)

@@ -199,12 +199,14 @@ class MomentLocalizer(MapLocalizer):
     def _loss(self, iou: Tensor, grid: MapGrid, query: Query, generator: Generators) -> Tensor:
         *_, num_clips = query
         target = self.objective.target(iou)
-        noisy, timesteps = self._corrupt(target, generator)
+        noisy, timesteps = self._corrupt(target, grid, num_clips, generator)
         map_features = self.encoder(*query)
         scores = self.predict_scores(noisy, timesteps, map_features, num_clips)
         return self.objective(scores, target, grid.packed_mask(target.device, num_clips))
 
-    def _corrupt(self, target: Tensor, generator: Generators) -> tuple[Tensor, Tensor]:
+    def _corrupt(
+        self, target: Tensor, grid: MapGrid, num_clips: Tensor | None, generator: Generators
+    ) -> tuple[Tensor, Tensor]:
         """Return noisy maps and their timesteps; if deterministic, empty maps at the last one."""
         batch, device, last = len(target), target.device, len(self.scheduler) - 1
         if self.config.deterministic:
@@ -216,7 +218,11 @@ class MomentLocalizer(MapLocalizer):
             each = {"device": device, **options}
             return torch.cat([function(rows, *shape, generator=one, **each) for one in generators])
 
-        noise = draw(torch.randn, target.shape[1], dtype=target.dtype)
+        if isinstance(generator, list | tuple) and num_clips is not None and grid != self.grid:
+            place = {"device": device, "dtype": target.dtype}
+            noise = self._draw_per_video(grid, num_clips, generators, place)
+        else:  # all videos have the same cells, or one source
+            noise = draw(torch.randn, target.shape[1], dtype=target.dtype)
         timesteps = self._timesteps_of(draw(torch.rand))
         signal = self.scheduler.to_signal(target)
         return self.scheduler.add_noise(signal, noise, timesteps), timesteps
@@ -430,12 +436,21 @@ class MomentLocalizer(MapLocalizer):
             # An empty list is valid for an empty batch.
             source = generator if several is None else several or None
             return randn_tensor((batch, grid.num_cells), generator=source, **place)
-        # Draw on the grid of the video alone, so that its noise does not depend on the padding.
+        return self._draw_per_video(grid, run.num_clips, several, place)
+
+    def _draw_per_video(
+        self,
+        grid: MapGrid,
+        num_clips: Tensor,
+        generators: Sequence[torch.Generator | None],
+        place: dict[str, Any],
+    ) -> Tensor:
+        """Draw on the grid of each video alone, so that noise does not depend on the padding."""
         coarsest = grid.stride(grid.num_scales - 1)
-        maps = [torch.zeros(batch, *shape, **place) for shape in grid.shapes]
-        for row, clips in enumerate(run.num_clips.tolist()):
+        maps = [torch.zeros(len(num_clips), *shape, **place) for shape in grid.shapes]
+        for row, clips in enumerate(num_clips.tolist()):
             own = self.grid.resized(max(-(-clips // coarsest) * coarsest, self.grid.num_clips))
-            noise = randn_tensor((1, own.num_cells), generator=several[row], **place)
+            noise = randn_tensor((1, own.num_cells), generator=generators[row], **place)
             for scale, one in enumerate(own.unpack(noise)):
                 maps[scale][row, : one.shape[1]] = one[0]
         return grid.pack(maps)
