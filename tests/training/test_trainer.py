@@ -505,6 +505,15 @@ def test_precision_of_a_launch_that_is_that_of_the_training(
     assert trainer.accelerator.mixed_precision == "bf16"
 
 
+def test_weights_in_half_precision_are_trained_with_a_warning(dataset, tmp_path, recwarn):
+    model = make_model(dataset)
+    model.encoder.requires_grad_(False).bfloat16()  # frozen weights may be in any precision
+    make_trainer(dataset, tmp_path, model=model)
+    assert not [one for one in recwarn if "Trainer: " in str(one.message)]
+    with pytest.warns(UserWarning, match="Trainer: expected weights in float32 to train, got t"):
+        make_trainer(dataset, tmp_path, model=make_model(dataset).bfloat16())
+
+
 def test_fewer_queries_than_processes_are_refused(dataset, tmp_path, monkeypatch):
     make_trainer(dataset, tmp_path)  # sets up the process
     monkeypatch.setitem(PartialState._shared_state, "num_processes", len(dataset) + 1)

@@ -83,7 +83,7 @@ def share_batch_norm(model: nn.Module) -> None:
             expected = "batch normalization with torch's forward, to share it between processes"
             got = f"{parent_name}.{name}, a {type(child).__name__}"
             hint = "Each process normalizes its own batch there."
-            warnings.warn(message("Trainer", expected, got, hint), stacklevel=2)
+            warnings.warn(message("Trainer", expected, got, hint), stacklevel=4)
 
 
 def _is_plain(norm: _BatchNorm) -> bool:

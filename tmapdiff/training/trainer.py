@@ -233,6 +233,13 @@ class Trainer:
         from timm.utils import ModelEmaV3
 
         config, device = self.config, self.accelerator.device
+        dtypes = {str(one.dtype) for one in model.parameters() if one.requires_grad}
+        if half := dtypes - {"torch.float32", "torch.float64"}:
+            hint = (
+                "Rounding loses small steps, and the moving average: use mixed_precision instead."
+            )
+            text = message("Trainer", "weights in float32 to train", ", ".join(half), hint)
+            warnings.warn(text, stacklevel=3)
         ema = {"decay": config.ema_decay, "use_warmup": True}
         if self.accelerator.num_processes > 1:
             share_batch_norm(model.to(device))
