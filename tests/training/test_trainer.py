@@ -8,6 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from accelerate.state import PartialState
@@ -464,6 +465,15 @@ def test_config_refuses_what_is_out_of_range():
             TrainingConfig(**{field: value})
     with refuses(ConfigError, "expected mixed_precision to be one of no, fp16, bf16"):
         TrainingConfig(mixed_precision="fp8")
+
+
+def test_scalars_of_numpy_and_torch_are_stored_as_numbers_of_python():
+    rates = {"learning_rate": np.float64(0.5), "warmup": torch.tensor(0.25)}
+    config = TrainingConfig(epochs=np.int64(2), deterministic=np.bool_(True), **rates)
+    kinds = {type(value) for value in vars(config).values()}
+    assert kinds <= {int, float, bool, str, type(None)}  # which checkpoints may hold
+    plain = {"learning_rate": 0.5, "warmup": 0.25}
+    assert config == TrainingConfig(epochs=2, deterministic=True, **plain)
 
 
 def test_missing_accelerate_names_the_extra(dataset, tmp_path: Path, monkeypatch):

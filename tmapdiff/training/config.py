@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from tmapdiff._core.checks import check_bool, check_choice, check_int, check_range
+from tmapdiff._core.numbers import plain
 from tmapdiff.data.negatives import MOST_NEGATIVES
 
 MixedPrecision = Literal["no", "fp16", "bf16"]
@@ -96,3 +97,5 @@ class TrainingConfig:
                 check_bool(who, name, value)
         check_range(who, "seed", self.seed, 0, _MAX_SEED)
         check_choice(who, "mixed_precision", self.mixed_precision, get_args(MixedPrecision))
+        for name, value in list(vars(self).items()):  # checkpoints and JSON hold Python's numbers
+            object.__setattr__(self, name, plain(value))
