@@ -87,6 +87,8 @@ def test_batch_size_does_not_matter_and_the_seed_does(model, dataset):
     other = evaluate(model, dataset, seed=1)
     other_windows = torch.tensor([p.windows for p in other.predictions])
     assert not torch.allclose(other_windows, windows[2])
+    of_numpy = evaluate(model, dataset, batch_size=np.int64(64), seed=np.int64(1))
+    assert of_numpy.predictions == other.predictions
     # Every query has its own noise.
     scores = windows[2][:, 0, 2]
     assert len(scores.unique()) == len(scores)

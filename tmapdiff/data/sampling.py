@@ -30,7 +30,8 @@ def torch_generator_for(
     """Return a generator on a device for the query at `position` of a run with `seed`."""
     # Generators with adjacent seeds are independent enough; a large prime keeps the seeds of two
     # runs apart.
-    return torch.Generator(device).manual_seed((seed * 1_000_000_007 + position) % 2**63)
+    # int, as NumPy's integers overflow.
+    return torch.Generator(device).manual_seed((int(seed) * 1_000_000_007 + position) % 2**63)
 
 
 def share_of(count: int, num_processes: int, process: int) -> range:

@@ -32,7 +32,7 @@ def localize_all(
     **options: Any,
 ) -> Iterator[tuple[MomentBatch, Localization]]:
     """Localize this process's share of a data set; see `evaluate`."""
-    check_int("evaluate", "batch_size", batch_size, at_least=1)
+    batch_size = check_int("evaluate", "batch_size", batch_size, at_least=1)
     check_int("evaluate", "seed", seed, at_least=0)
     count = check_int("evaluate", "queries", len(dataset), at_least=1)  # type: ignore[arg-type]
     model = model.evaluation_view()  # once for all batches
