@@ -29,6 +29,7 @@ from helpers.training import (
     stop_at_step,
     weights,
 )
+from torch.utils.data import Subset
 
 from tmapdiff import ActionTimelineFeatures, MomentDataset, Vocabulary
 from tmapdiff.data import AnnotationSet
@@ -147,6 +148,14 @@ def test_what_changes_the_result_is_refused_and_what_does_not_is_not(dataset, pa
     progress.check({"config": {**progress.config, "model": older}})
     free = replace(CONFIG, heat_map_every=3, keep_checkpoints=5, checkpoint_minutes=None)
     assert make_trainer(dataset, parts, free).resume().progress.epoch == 1
+
+
+def test_another_part_of_the_data_is_refused(dataset, tmp_path):
+    first, same, other = (Subset(dataset, range(start, start + 16)) for start in (0, 0, 4))
+    interrupt_after(make_trainer(first, tmp_path), 1)
+    assert make_trainer(same, tmp_path).resume().progress.epoch == 1
+    with refuses(CheckpointError, f"{SAME_RUN}queries_sha256 = "):
+        make_trainer(other, tmp_path).resume()
 
 
 @pytest.mark.parametrize("state", ["finished", "parts"])

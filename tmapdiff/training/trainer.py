@@ -1,6 +1,7 @@
 """Training, with checkpoints that resume a run bit for bit."""
 
 import copy
+import hashlib
 import json
 import logging
 import math
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 from typing_extensions import Self
 
@@ -286,7 +287,7 @@ class Trainer:
             "negatives": getattr(dataset, "negatives", 0.0),
             "steps_an_epoch": len(self.loader),
             "features": getattr(getattr(dataset, "store", None), "description", None),
-            "queries_sha256": getattr(dataset, "queries_sha256", None),
+            "queries_sha256": _digest_of_queries(dataset),
             "model": json.loads(json.dumps(of_model)),
         }
 
@@ -711,6 +712,15 @@ def _algorithms(deterministic: bool) -> Iterator[None]:
     finally:
         torch.use_deterministic_algorithms(before, warn_only=warn_only)
         cudnn.benchmark = benchmark
+
+
+def _digest_of_queries(dataset: Dataset[Any]) -> str | None:
+    if not isinstance(dataset, Subset):
+        return getattr(dataset, "queries_sha256", None)
+    whole = _digest_of_queries(dataset.dataset)  # `random_split` draws others in each process
+    return (
+        whole and hashlib.sha256(f"{whole} {list(map(int, dataset.indices))}".encode()).hexdigest()
+    )
 
 
 def _inputs(batch: MomentBatch) -> tuple[Any, ...]:
