@@ -37,7 +37,7 @@ from tmapdiff.errors import (
 from tmapdiff.kernels._dispatch import choose_fastest
 from tmapdiff.models import MapLocalizer
 from tmapdiff.training import TrainingConfig
-from tmapdiff.training.trainer import _HostCopy
+from tmapdiff.training.trainer import _HostCopy, _inputs
 
 HEAD = "decoder.decoders.0.head.weight"
 
@@ -278,6 +278,13 @@ def test_half_precision_trains(dataset, tmp_path, precision):
     assert after[f"raw.{HEAD}"].dtype == torch.float32
     name = "raw.encoder.clip_encoder.weight"
     assert not torch.equal(before[name], after[name])
+    # Afterwards, calls are in full precision again.
+    batch = _inputs(collate_moments([dataset[index] for index in range(4)]))
+    for model in (trainer.raw_model, trainer.ema_model):
+        called, loss = (
+            call(*batch, torch.Generator().manual_seed(0)) for call in (model, model.loss)
+        )
+        assert torch.equal(called, loss)
 
 
 def test_deterministic_runs_are_equal_and_choose_nothing_by_the_clock(

@@ -307,8 +307,9 @@ class Trainer:
     @cached_property
     def _unwrapped(self) -> MapLocalizer:
         # Cached, as unwrapping walks all modules, and each step needs it several times.
-        unwrapped: MapLocalizer = self.accelerator.unwrap_model(self.model)
-        return unwrapped
+        # Without accelerate's autocast around `forward`, which would outlast the training.
+        bare: MapLocalizer = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+        return bare
 
     @property
     def ema_model(self) -> MapLocalizer:
@@ -624,6 +625,7 @@ class Trainer:
         # 1. forward
         with self._unwrapped.without_checks(), self.accelerator.autocast():
             loss = self.model(*_inputs(batch), generators)
+        loss = loss.to(torch.promote_types(loss.dtype, torch.float32))
         weighted, loss = self._share_loss(loss, batch)
         # 2. backward
         self.accelerator.backward(weighted)
