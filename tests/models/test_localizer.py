@@ -468,6 +468,13 @@ class TestSampleMaps:
         assert float((maps - target).abs().max()) < 1e-6
         assert model.decoder.timesteps == model.scheduler.begin(steps).timesteps
 
+    @pytest.mark.parametrize("deterministic", [False, True])
+    def test_encoder_in_half_precision(self, deterministic):
+        model, inputs = ready(deterministic=deterministic), queries(2)
+        exact = model.localize(**inputs, generator=seeded(0)).maps
+        model.encoder.bfloat16()  # a frozen one, as training allows
+        assert_close(model.localize(**inputs, generator=seeded(0)).maps, exact, torch.bfloat16)
+
     @pytest.mark.parametrize("eta", [0.0, 1.0])
     def test_a_generator_a_sample_makes_batching_irrelevant(self, eta):
         model, inputs = ready(), queries(3)

@@ -248,10 +248,15 @@ class MomentLocalizer(MapLocalizer):
             - returns: (B, cells)
         """
         scaled = self.scheduler.scale_model_input(noisy, timesteps)
-        # Custom decoders need not have a dtype.
-        dtype = getattr(self.decoder, "dtype", None) or self.dtype
-        scores: Tensor = self.decoder(scaled.to(dtype), timesteps, features, num_clips)
+        scaled = scaled.to(self._decoder_dtype)
+        scores: Tensor = self.decoder(scaled, timesteps, features, num_clips)
         return scores
+
+    @property
+    def _decoder_dtype(self) -> torch.dtype:
+        # Custom decoders need not have a dtype. The encoder may have another, such as a frozen one.
+        dtype: torch.dtype = getattr(self.decoder, "dtype", None) or self.dtype
+        return dtype
 
     # Sampling
 
@@ -398,7 +403,8 @@ class MomentLocalizer(MapLocalizer):
                     expected = f"no {name}, as the model is deterministic"
                     raise ArgumentError(message(who, expected, "one"))
             empty = torch.zeros(run.batch, run.grid.num_cells, device=mask.device)
-            scaled = scheduler.scale_model_input(empty, run.timesteps[0]).to(self.dtype)
+            scaled = scheduler.scale_model_input(empty, run.timesteps[0])
+            scaled = scaled.to(self._decoder_dtype)
             maps = objective.activation(run.decoder.denoise(scaled, 0).float())
             return maps.masked_fill(~mask, 0)
 
@@ -411,7 +417,8 @@ class MomentLocalizer(MapLocalizer):
 
         for index, timestep in enumerate(run.timesteps):
             # 2. Predict the clean maps.
-            scaled = scheduler.scale_model_input(noisy, timestep).to(self.dtype)
+            scaled = scheduler.scale_model_input(noisy, timestep)
+            scaled = scaled.to(self._decoder_dtype)
             scores = run.decoder.denoise(scaled, index)
             clean = scheduler.to_signal(objective.activation(scores.to(noisy.dtype)))
 
