@@ -184,17 +184,18 @@ class MapLocalizer(MapModel):
 
         An `__init__` that passes changed values to its parent's records those of the parent.
         """
+        saved = {name: one for name, one in self.config.items() if not name.startswith("_")}
         try:
             with torch.device("meta"):
-                again = type(self).from_config(self.config)
+                again = type(self).from_config(saved)
                 again.record_parts()
         except ConfigError as error:
             raise ArgumentError(f"{type(self).__name__}: cannot be rebuilt: {error}") from error
         except Exception:
             return  # not everything can be built without memory
         rebuilt = dict(flatten(again.config))
-        for name, value in flatten(self.config):
-            if not name.startswith("_") and rebuilt.get(name) != value:
+        for name, value in flatten(saved):
+            if rebuilt.get(name) != value:
                 expected = f"a part that {name} = {value!r} rebuilds"
                 got = f"one with {rebuilt.get(name)!r}"
                 hint = "Its __init__ must pass its parent's what it got, or name it otherwise."
