@@ -7,6 +7,7 @@ import pytest
 import torch
 from helpers.assertions import refuses
 from helpers.pipelines import make_localizer, make_pipe
+from torch.torch_version import TorchVersion
 
 from tmapdiff import ConfigError, MapScheduler, MomentLocalizer, SimilarityLocalizer
 from tmapdiff.export import export_pipeline
@@ -81,8 +82,11 @@ def test_a_second_export_replaces_the_files_of_the_first(exported, pipes):
     assert len(info["scheduler"]["coefficients"]) == 1
 
 
-def test_models_that_cannot_be_exported_are_refused(tmp_path):
+def test_models_that_cannot_be_exported_are_refused(tmp_path, monkeypatch):
     pipe = make_pipe()
+    with monkeypatch.context() as older, refuses(ConfigError, "expected torch 2.8 or later"):
+        older.setattr("torch.__version__", TorchVersion("2.7.1"))
+        export_pipeline(pipe, tmp_path / "a")
     pipe.scheduler = MapScheduler(solver="unipc")
     with refuses(ConfigError, "expected a scheduler with solver ddim", "solver='ddim'"):
         export_pipeline(pipe, tmp_path / "a")

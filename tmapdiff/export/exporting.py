@@ -81,14 +81,16 @@ def export_pipeline(
         num_inference_steps: Denoising steps. Defaults to the model's number.
 
     Raises:
-        ConfigError: If the format is unknown, or the model, or its scheduler's solver, cannot be
-            exported.
+        ConfigError: If the format is unknown, torch is older than 2.8, or the model, or its
+            scheduler's solver, cannot be exported.
         ArgumentError: If a number is out of range.
         MissingDependencyError: If a package for `onnx` is not installed.
         FileError: If the folder cannot be written.
     """
     check_choice(_WHO, "format", format, get_args(Format))
     check_int(_WHO, "max_words", max_words, at_least=1)
+    if torch.__version__ < (2, 8):
+        raise ConfigError(message(_WHO, "torch 2.8 or later", torch.__version__))
     if format == "onnx":
         for package in ("onnxscript", "onnxruntime"):
             require(package, extra="onnx", purpose="Exporting to ONNX")
