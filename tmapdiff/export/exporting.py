@@ -89,7 +89,7 @@ def export_pipeline(
     """
     check_choice(_WHO, "format", format, get_args(Format))
     check_int(_WHO, "max_words", max_words, at_least=1)
-    if torch.__version__ < (2, 8):
+    if torch.__version__ < "2.8":  # a TorchVersion, not a string
         raise ConfigError(message(_WHO, "torch 2.8 or later", torch.__version__))
     if format == "onnx":
         for package in ("onnxscript", "onnxruntime"):
