@@ -55,11 +55,14 @@ def kind(request):
     return request.param
 
 
-def test_reads_what_was_written(tmp_path, kind):
+def test_reads_what_was_written(tmp_path, kind, monkeypatch):
     arrays = random_arrays()
     singleton_axes = {"0": arrays["A"][:, None, None]}  # of the first video
     (tmp_path / "feature_shapes.json").write_text('{"A": 4}')  # of VSLNet
-    store = open_feature_store(write(tmp_path, kind, {**arrays, **singleton_axes}), 0.5)
+    place = write(tmp_path, kind, {**arrays, **singleton_axes})
+    monkeypatch.chdir(tmp_path)
+    store = open_feature_store(os.path.relpath(place), 0.5)
+    monkeypatch.chdir("/")  # which neither it nor a copy minds
     np.testing.assert_array_equal(store["0"], arrays["A"].astype(np.float32))
     twin = pickle.loads(pickle.dumps(store))
     assert repr(twin) == repr(store)

@@ -198,7 +198,7 @@ class HDF5FeatureStore(_StoredFeatures):
     def __init__(
         self, path: str | os.PathLike[str], seconds_per_feature: float | None = None
     ) -> None:
-        self.path = Path(path)
+        self.path = Path(path).absolute()  # as the working directory may change
         self.description = f"HDF5 features {self.path.name}"
         self._handle: Any = None
         self._handle_pid = -1
@@ -327,7 +327,7 @@ class _FolderFeatureStore(_StoredFeatures):
         *,
         follow_links: bool = False,
     ) -> None:
-        self.folder, self.follow_links = Path(folder), follow_links
+        self.folder, self.follow_links = Path(folder).absolute(), follow_links
         self._stated = read_folder_attributes(self.folder)
         self.attributes = self._stated["attributes"]
         self.description = f"{self._suffix} features in folder {self.folder.resolve().name}"
