@@ -54,6 +54,7 @@ def save_two_towers(folder: Path, words: Iterable[str], kind: str = "clip") -> A
     }[kind]
     if kind == "altclip":
         text |= {"max_position_embeddings": 16, "project_dim": 16}
+        text |= {"initializer_range": 0.1, "initializer_factor": 0.1}  # so that sentences differ
     config = getattr(transformers, f"{name}Config")(
         text_config={**text, **fields}, vision_config={**image, **fields}, **fields
     )

@@ -522,13 +522,16 @@ class TestSampleMaps:
     @pytest.mark.parametrize("num_clips", [None, torch.tensor([8, 5])])
     def test_noise_does_not_depend_on_the_default_dtype(self, num_clips, request):
         model, features = ready(), [draw(2, 8, 8, 4), draw(2, 8, 4, 4)]
+        inputs, losses = annotated(2), []
         request.addfinalizer(partial(torch.set_default_dtype, torch.get_default_dtype()))
         maps = []
         for dtype in (torch.float32, torch.float64):
             torch.set_default_dtype(dtype)
             sources = [seeded(5), seeded(6)]
             maps.append(model.sample_maps(features, num_clips=num_clips, generator=sources))
+            losses.append(model.loss(**inputs, num_clips=num_clips, generator=seeded(5)))
         assert_same(*maps)
+        assert_same(*losses)
 
     def test_noise_replaces_the_generator(self):
         model = ready()

@@ -34,6 +34,12 @@ class Rectified(nn.BatchNorm1d):
         return super().forward(x).relu()
 
 
+def shared_of(norm):
+    model = nn.Sequential(norm)
+    share_batch_norm(model)
+    return model[0]
+
+
 def alone(run):
     """Call a function in a process group of one process."""
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
@@ -48,7 +54,7 @@ def alone(run):
 
 def test_one_process_alone_normalises_as_batch_norm_does():
     norm = make_norm()
-    shared = SharedBatchNorm1d.of(copy.deepcopy(norm))
+    shared = shared_of(copy.deepcopy(norm))
     gradient = draw(9, 4, seed=1, dtype=torch.float64)
 
     def run(layer):
@@ -125,7 +131,7 @@ def test_layers_that_are_shared_already_stay(recwarn):
 def test_second_gradients_are_those_of_all_batches_together(monkeypatch):
     """Simulate two processes with the same rows: sums over both are twice the own ones."""
     norm = make_norm()
-    shared = SharedBatchNorm1d.of(copy.deepcopy(norm))
+    shared = shared_of(copy.deepcopy(norm))
     monkeypatch.setattr(dist, "is_initialized", lambda: True)
     monkeypatch.setattr(dist, "all_reduce", lambda total: total.mul_(2))
     gradient, rows = draw(9, 4, seed=1, dtype=torch.float64), draw(9, 4, dtype=torch.float64)
@@ -143,7 +149,7 @@ def test_second_gradients_are_those_of_all_batches_together(monkeypatch):
 
 def test_in_evaluation_nothing_is_shared():
     norm = make_norm().eval()
-    shared = SharedBatchNorm1d.of(norm)
+    shared = shared_of(norm)
     x = draw(3, 4, dtype=torch.float64)
     assert not shared.training
     assert torch.equal(alone(lambda: shared(x)), norm(x))

@@ -45,7 +45,7 @@ def test_similarities_are_those_of_transformers(folders, kind):
         logits = whole(pixel_values=pixels, **tokens).logits_per_image
         logits = (logits - getattr(whole, "logit_bias", 0)) / whole.logit_scale.exp()
     assert_close(frames @ normalize(sentences, dim=1).T, logits)
-    assert logits.std(dim=1).min() > 5e-5  # sentences differ
+    assert logits.std(dim=1).min() > 1e-3  # sentences differ
 
 
 def test_only_the_image_tower_of_clip_and_siglip_is_kept(folders, tmp_path):

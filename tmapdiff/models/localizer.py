@@ -223,7 +223,7 @@ class MomentLocalizer(MapLocalizer):
             noise = self._draw_per_video(grid, num_clips, generators, place)
         else:  # all videos have the same cells, or one source
             noise = draw(torch.randn, target.shape[1], dtype=target.dtype)
-        timesteps = self._timesteps_of(draw(torch.rand))
+        timesteps = self._timesteps_of(draw(torch.rand, dtype=torch.float32))
         signal = self.scheduler.to_signal(target)
         return self.scheduler.add_noise(signal, noise, timesteps), timesteps
 
@@ -247,8 +247,7 @@ class MomentLocalizer(MapLocalizer):
             - features: K tensors (B, channels, N_k, A)
             - returns: (B, cells)
         """
-        scaled = self.scheduler.scale_model_input(noisy, timesteps)
-        scaled = scaled.to(self._decoder_dtype)
+        scaled = self.scheduler.scale_model_input(noisy, timesteps).to(self._decoder_dtype)
         scores: Tensor = self.decoder(scaled, timesteps, features, num_clips)
         return scores
 
@@ -403,8 +402,7 @@ class MomentLocalizer(MapLocalizer):
                     expected = f"no {name}, as the model is deterministic"
                     raise ArgumentError(message(who, expected, "one"))
             empty = torch.zeros(run.batch, run.grid.num_cells, device=mask.device)
-            scaled = scheduler.scale_model_input(empty, run.timesteps[0])
-            scaled = scaled.to(self._decoder_dtype)
+            scaled = scheduler.scale_model_input(empty, run.timesteps[0]).to(self._decoder_dtype)
             maps = objective.activation(run.decoder.denoise(scaled, 0).float())
             return maps.masked_fill(~mask, 0)
 
@@ -417,8 +415,7 @@ class MomentLocalizer(MapLocalizer):
 
         for index, timestep in enumerate(run.timesteps):
             # 2. Predict the clean maps.
-            scaled = scheduler.scale_model_input(noisy, timestep)
-            scaled = scaled.to(self._decoder_dtype)
+            scaled = scheduler.scale_model_input(noisy, timestep).to(self._decoder_dtype)
             scores = run.decoder.denoise(scaled, index)
             clean = scheduler.to_signal(objective.activation(scores.to(noisy.dtype)))
 

@@ -180,9 +180,10 @@ class MapLocalizer(MapModel):
         super().save_pretrained(save_directory, **kwargs)
 
     def _check_rebuilt(self) -> None:
-        """Raise ArgumentError if the configuration builds a model of another configuration.
+        """Raise ArgumentError if the saved configuration would build other parts.
 
-        An `__init__` that passes changed values to its parent's records those of the parent.
+        If the `__init__` of a part changes a value before it calls its parent's, the configuration
+        has the changed one, which would be changed again.
         """
         saved = {name: one for name, one in self.config.items() if not name.startswith("_")}
         try:
@@ -198,7 +199,7 @@ class MapLocalizer(MapModel):
             if rebuilt.get(name) != value:
                 expected = f"a part that {name} = {value!r} rebuilds"
                 got = f"one with {rebuilt.get(name)!r}"
-                hint = "Its __init__ must pass its parent's what it got, or name it otherwise."
+                hint = "Pass arguments to the parent's __init__ unchanged, or rename them."
                 raise ArgumentError(message(type(self).__name__, expected, got, hint))
 
     @property

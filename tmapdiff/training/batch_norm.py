@@ -1,18 +1,16 @@
 """Batch normalization over the batches of all training processes."""
 
 import warnings
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from einops import reduce
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from typing_extensions import Self, override
+from typing_extensions import override
 
 from tmapdiff._core.checks import message
-
-Norm = TypeVar("Norm", bound=_BatchNorm)
 
 
 class SharedBatchNorm1d(nn.BatchNorm1d):
@@ -24,11 +22,6 @@ class SharedBatchNorm1d(nn.BatchNorm1d):
     Shape:
         - x, returns: (N, C, ...)
     """
-
-    @classmethod
-    def of(cls, norm: _BatchNorm) -> Self:
-        """Return a layer that shares the parameters, statistics, settings and hooks of `norm`."""
-        return _as(cls, norm)
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalize."""
@@ -78,10 +71,10 @@ def share_batch_norm(model: nn.Module) -> None:
             if not isinstance(child, _BatchNorm) or isinstance(child, kind):
                 continue
             if _is_plain(child):
-                parent._modules[name] = _as(kind, child)
+                parent._modules[name] = _converted(child, kind)
                 continue
             expected = "batch normalization with torch's forward, to share it between processes"
-            got = f"{parent_name}.{name}, a {type(child).__name__}"
+            got = f"{parent_name}.{name}".lstrip(".") + f", a {type(child).__name__}"
             hint = "Each process normalizes its own batch there."
             warnings.warn(message("Trainer", expected, got, hint), stacklevel=4)
 
@@ -92,8 +85,9 @@ def _is_plain(norm: _BatchNorm) -> bool:
     return not own_forward and not norm._modules  # parametrizations
 
 
-def _as(kind: type[Norm], norm: _BatchNorm) -> Norm:
-    layer = object.__new__(kind)
+def _converted(norm: _BatchNorm, kind: type[_BatchNorm]) -> _BatchNorm:
+    """Return a layer that shares the parameters, statistics, settings and hooks of `norm`."""
+    layer: _BatchNorm = object.__new__(kind)
     # For SyncBatchNorm, no group means all processes. Compiled calls would run `norm`.
     vars(layer).update(vars(norm), process_group=None, _compiled_call_impl=None)
     return layer

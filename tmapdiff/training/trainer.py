@@ -236,9 +236,7 @@ class Trainer:
         config, device = self.config, self.accelerator.device
         dtypes = {str(one.dtype) for one in model.parameters() if one.requires_grad}
         if half := dtypes - {"torch.float32", "torch.float64"}:
-            hint = (
-                "Rounding loses small steps, and the moving average: use mixed_precision instead."
-            )
+            hint = "Rounding loses small updates. Use mixed_precision instead."
             text = message("Trainer", "weights in float32 to train", ", ".join(half), hint)
             warnings.warn(text, stacklevel=3)
         ema = {"decay": config.ema_decay, "use_warmup": True}
@@ -625,7 +623,7 @@ class Trainer:
         # 1. forward
         with self._unwrapped.without_checks(), self.accelerator.autocast():
             loss = self.model(*_inputs(batch), generators)
-        loss = loss.to(torch.promote_types(loss.dtype, torch.float32))
+        loss = loss.to(torch.promote_types(loss.dtype, torch.float32))  # sums need float32
         weighted, loss = self._share_loss(loss, batch)
         # 2. backward
         self.accelerator.backward(weighted)
@@ -717,12 +715,10 @@ def _algorithms(deterministic: bool) -> Iterator[None]:
 
 
 def _digest_of_queries(dataset: Dataset[Any]) -> str | None:
-    if not isinstance(dataset, Subset):
-        return getattr(dataset, "queries_sha256", None)
-    whole = _digest_of_queries(dataset.dataset)  # `random_split` draws others in each process
-    return (
-        whole and hashlib.sha256(f"{whole} {list(map(int, dataset.indices))}".encode()).hexdigest()
-    )
+    if isinstance(dataset, Subset):  # `random_split` may draw another one in a later run
+        whole, rows = _digest_of_queries(dataset.dataset), list(map(int, dataset.indices))
+        return whole and hashlib.sha256(f"{whole} {rows}".encode()).hexdigest()
+    return getattr(dataset, "queries_sha256", None)
 
 
 def _inputs(batch: MomentBatch) -> tuple[Any, ...]:
