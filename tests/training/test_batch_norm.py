@@ -95,6 +95,7 @@ def test_layers_of_own_parts_are_shared_too(kind, shape, options):
 def test_hooks_stay_and_each_place_of_a_layer_is_shared():
     norm, calls = make_norm(), []
     norm.register_forward_hook(lambda layer, *_: calls.append(type(layer)))
+    norm._compiled_call_impl = norm._call_impl  # as `compile` does; it calls the replaced layer
     model = nn.Sequential(norm, norm)
     share_batch_norm(model)
     model(draw(9, 4, dtype=torch.float64))
